@@ -1,0 +1,93 @@
+"""What the entry points share: Hydra, logging, and errors as one paragraph with exit status 1."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.logging import RichHandler
+
+from src.errors import ConfigError, CrystalVAEError
+
+log = logging.getLogger(__name__)
+
+
+def config_dir() -> Path:
+    """Return the folder of the configs: inside the installed package, or beside `src` in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / "train_vae.yaml").is_file():
+            return folder
+    raise ConfigError(f"no configs found in {package} or beside it: the installation is incomplete, install again")
+
+
+def run_command(config_name: str, command: Callable[[DictConfig], str]) -> None:
+    """Compose `config_name` with the command line's overrides, run, and print what the command returns.
+
+    Our own errors end the process with status 1 and their one paragraph on stderr, without a traceback.
+    """
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def task(config: DictConfig) -> None:
+        set_up_logging()
+        try:
+            _check_required(config)
+            message = command(config)
+        except CrystalVAEError as error:
+            errors.print(f"[bold red]error:[/] {_escape(str(error))}")
+            sys.exit(1)
+        except KeyboardInterrupt:
+            errors.print("stopped")
+            sys.exit(130)
+        except OmegaConfBaseException as error:
+            errors.print(f"[bold red]error:[/] config: {_escape(' '.join(str(error).split()))}")
+            sys.exit(1)
+        if _is_main_process():
+            Console(highlight=False, soft_wrap=True).print(_escape(message))
+
+    try:
+        entry = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(task)
+    except CrystalVAEError as error:
+        errors.print(f"[bold red]error:[/] {_escape(str(error))}")
+        sys.exit(1)
+    entry()
+
+
+def set_up_logging() -> None:
+    """Send the library's log lines to stderr, once, and quieten what only concerns developers of the libraries."""
+    handler = RichHandler(
+        console=Console(stderr=True, soft_wrap=True), show_time=False, show_path=False, rich_tracebacks=False
+    )
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Our batches are gathered on the device: there are no worker processes to ask for.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", message=".*Trying to infer the `batch_size`.*")
+
+
+def _check_required(config: DictConfig) -> None:
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(f"missing on the command line: {', '.join(f'{key}=…' for key in missing)}")
+
+
+def _is_main_process() -> bool:
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return rank_zero_only.rank == 0
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

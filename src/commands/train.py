@@ -1,0 +1,156 @@
+"""Train a VAE from a composed config, and leave a run folder that says what happened."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from src.errors import CheckpointError, ConfigError, OutputError
+from src.vae_module import checkpoint as checkpoints
+from src.vae_module.build import build
+from src.vae_module.vae_module import VAEModule
+
+log = logging.getLogger(__name__)
+
+_MODEL_KEYS = ("encoder", "decoder", "latent_dim", "atom_type_predict")
+
+
+def train(config: DictConfig) -> str:
+    """Run the training that `config` describes; returns what to tell the user at the end."""
+    resume = _resume_checkpoint(config)
+    if resume is not None and config.output_dir == _default_output_dir(config):
+        config.output_dir = str(resume.parent.parent)
+    OmegaConf.resolve(config)
+    output_dir = Path(config.output_dir).absolute()
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    if config.trainer.precision == "32-true" and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+
+    datamodule = build("data", config.data)
+    module: VAEModule = build("vae_module", config.vae_module)
+    if config.ckpt_path is not None:
+        _start_from(module, Path(config.ckpt_path))
+    if resume is not None:
+        _check_same_model(module, resume)
+    datamodule.prepare_data()  # a data set that is not there is said before a run folder exists
+    started = _start_run(config, output_dir, resumed_from=resume)
+    callbacks = _build_all("callbacks", config.callbacks)
+    loggers = _build_all("logger", config.logger)
+    trainer: L.Trainer = build("trainer", config.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(output_dir))
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    finally:
+        status = "interrupted" if trainer.interrupted else "finished" if not sys.exc_info()[0] else "failed"
+        if trainer.is_global_zero:
+            _end_run(output_dir, trainer, status=status, seconds=time.time() - started)
+    return _farewell(output_dir, trainer, status)
+
+
+def _resume_checkpoint(config: DictConfig) -> Path | None:
+    if config.resume_from is None:
+        return None
+    if config.ckpt_path is not None:
+        raise ConfigError("resume_from and ckpt_path exclude each other: the one continues a run, the other starts one")
+    given = Path(config.resume_from).expanduser().absolute()
+    path = given / "checkpoints" / "last.ckpt" if given.is_dir() else given
+    if not path.is_file():
+        raise CheckpointError(f"resume_from={config.resume_from}: no checkpoint {path}")
+    return path
+
+
+def _default_output_dir(config: DictConfig) -> str:
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return "" if any(entry.startswith("output_dir=") for entry in overrides) else config.output_dir
+
+
+def _start_from(module: VAEModule, path: Path) -> None:
+    content = checkpoints.read(path, plain_data_only=False)
+    checkpoints.check_metadata(content, "vae")
+    checkpoints.load_weights(module, content["state_dict"])
+    log.info("starting from the weights of %s", path)
+
+
+def _check_same_model(module: VAEModule, path: Path) -> None:
+    content = checkpoints.read(path, plain_data_only=True)
+    if "optimizer_states" not in content:
+        raise CheckpointError(f"{path}: holds a model without its optimiser; fine-tune from it with ckpt_path=")
+    saved = checkpoints.check_metadata(content, "vae")["config"]
+    for key in _MODEL_KEYS:
+        if saved.get(key) != module.config[key]:
+            raise ConfigError(
+                f"resume_from={path}: its vae_module.{key} is {saved.get(key)}, this command's is {module.config[key]}; "
+                f"repeat the options of the run (in {path.parent.parent / 'run.json'})"
+            )
+
+
+def _build_all(name: str, group: DictConfig | None) -> list[Any]:
+    entries = {} if group is None else group
+    return [build(f"{name}.{key}", value) for key, value in entries.items() if value is not None]
+
+
+def _start_run(config: DictConfig, output_dir: Path, *, resumed_from: Path | None) -> float:
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(output_dir, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise OutputError(f"output_dir={output_dir}: cannot be written to ({error.strerror})") from error
+    description = {
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "resumed_from": None if resumed_from is None else str(resumed_from),
+        "seed": config.seed,
+        "versions": checkpoints.package_versions(),
+        "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
+        "status": "running",
+    }
+    write_text(output_dir / "config.yaml", OmegaConf.to_yaml(config))
+    write_text(output_dir / "run.json", json.dumps(description, indent=2))
+    return time.time()
+
+
+def _end_run(output_dir: Path, trainer: L.Trainer, *, status: str, seconds: float) -> None:
+    path = output_dir / "run.json"
+    description = json.loads(path.read_text(encoding="utf-8"))
+    description |= {
+        "status": status,
+        "seconds": round(seconds, 1),
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+    }
+    write_text(path, json.dumps(description, indent=2))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name and rename it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _farewell(output_dir: Path, trainer: L.Trainer, status: str) -> str:
+    best = output_dir / "checkpoints" / "best.ckpt"
+    lines = [f"training {status} after {trainer.current_epoch} epochs; everything is in {output_dir}"]
+    if status == "interrupted":
+        lines.append(f"continue:    add resume_from={output_dir} to the same command")
+    if best.is_file():
+        lines += [
+            f"checkpoint:  {best}",
+            f"reconstruct: crystalvae-evaluate ckpt_path={best} split=val",
+            f"sample:      crystalvae-sample ckpt_path={best} num_samples=100 output_dir=samples",
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,111 @@
+"""Random views of crystals for training: translations, rotations and input noise, drawn per crystal or atom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from src.data.batch import CrystalBatch
+from src.data.lattice import wrap
+from src.errors import ConfigError
+
+
+def translate(crystals: CrystalBatch, shifts: Float[Tensor, "B 3"]) -> CrystalBatch:
+    """Shift all atoms of each crystal by its own fractional vector."""
+    return crystals.replace(frac_coords=wrap(crystals.frac_coords + shifts[crystals.batch]))
+
+
+def rotate(crystals: CrystalBatch, rotations: Float[Tensor, "B 3 3"]) -> CrystalBatch:
+    """Rotate each lattice by its own rotation R: every cell vector v becomes R v."""
+    return crystals.replace(lattices=crystals.lattices @ rotations.transpose(-1, -2))
+
+
+def corrupt(
+    crystals: CrystalBatch, masked: Bool[Tensor, "N"], displacements: Float[Tensor, "N 3"]
+) -> CrystalBatch:
+    """Hide the elements of masked atoms (class 0) and move each atom by a Cartesian displacement in Å."""
+    fractional = torch.linalg.solve(
+        crystals.lattices.transpose(-1, -2)[crystals.batch], displacements.unsqueeze(-1)
+    ).squeeze(-1)
+    return crystals.replace(
+        atom_types=crystals.atom_types.masked_fill(masked, 0), frac_coords=wrap(crystals.frac_coords + fractional)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputNoise:
+    """What a denoising encoder gets to see: the share of masked elements, and Gaussian displacements (σ in Å)."""
+
+    mask_ratio: float = 0.0
+    displacement: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.mask_ratio <= 1.0:
+            raise ConfigError(f"noise.mask_ratio: got {self.mask_ratio}; expected a share in [0, 1]")
+        if not 0.0 <= self.displacement:
+            raise ConfigError(f"noise.displacement: got {self.displacement}; expected a length in Å, at least 0")
+
+    def __bool__(self) -> bool:
+        return self.mask_ratio > 0 or self.displacement > 0
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingBatch:
+    """One rank's share of a global batch, with what it takes to draw the same noise whatever the number of ranks.
+
+    Noise is a function of `seed` (run seed, epoch, batch number) alone: it is drawn for the whole global batch and this
+    rank's rows are cut out, so runs on 1 and on k processes see the same, and a resumed run sees what it would have.
+    """
+
+    crystals: CrystalBatch
+    indices: Tensor
+    """Row of each crystal in the data set, (B,)."""
+    seed: tuple[int, int, int] = (0, 0, 0)
+    world_size: int = 1
+    total_crystals: int = 0
+    total_atoms: int = 0
+    crystal_offset: int = 0
+    atom_offset: int = 0
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TrainingBatch:
+        """Return the batch on another device."""
+        moved = {"crystals": self.crystals.to(device, non_blocking=non_blocking), "indices": self.indices.to(device)}
+        return TrainingBatch(**{**self.__dict__, **moved})
+
+    @classmethod
+    def whole(cls, crystals: CrystalBatch, seed: tuple[int, int, int] = (0, 0, 0)) -> TrainingBatch:
+        """Wrap a batch that is not divided among ranks."""
+        return cls(
+            crystals=crystals,
+            indices=torch.arange(crystals.num_graphs),
+            seed=seed,
+            total_crystals=crystals.num_graphs,
+            total_atoms=crystals.num_nodes,
+        )
+
+    @property
+    def mean_crystals(self) -> float:
+        """Crystals in the global batch divided by ranks: sums over this are averaged by DDP to the global mean."""
+        return self.total_crystals / self.world_size
+
+    @property
+    def mean_atoms(self) -> float:
+        """Atoms in the global batch divided by ranks."""
+        return self.total_atoms / self.world_size
+
+    def generator(self) -> torch.Generator:
+        """Return a generator seeded by this batch alone, on the batch's device."""
+        run, epoch, number = self.seed
+        mixed = (run * 1_000_003 + epoch) * 1_000_003 + number
+        return torch.Generator(self.crystals.device).manual_seed(mixed % 2**63)
+
+    def per_crystal(self, draws: Tensor) -> Tensor:
+        """Cut this rank's rows out of draws with one row a crystal of the global batch."""
+        return draws[self.crystal_offset : self.crystal_offset + self.crystals.num_graphs]
+
+    def per_atom(self, draws: Tensor) -> Tensor:
+        """Cut this rank's rows out of draws with one row an atom of the global batch."""
+        return draws[self.atom_offset : self.atom_offset + self.crystals.num_nodes]

@@ -1,0 +1,63 @@
+"""From plain config to modules, and no further than what is trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from src.errors import CheckpointError, ConfigError, CrystalVAEError
+
+TRUSTED_TARGETS = ("src.vae_module.", "torch.optim.")
+"""What a config inside a checkpoint may name as `_target_`."""
+
+
+def to_plain(config: Any) -> Any:
+    """Resolve a Hydra config to dicts, lists, strings and numbers; plain values come back as they are."""
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+
+
+def check_targets(config: Any, *, trusted: Sequence[str] = ()) -> None:
+    """Raise `CheckpointError` where a config names a `_target_` outside `TRUSTED_TARGETS` and `trusted`.
+
+    Loading a checkpoint builds what its config names, so a hostile one could otherwise name any callable.
+    """
+    allowed = (*TRUSTED_TARGETS, *trusted)
+    for target in _targets(config):
+        if not isinstance(target, str) or not target.startswith(allowed):
+            raise CheckpointError(
+                f"the checkpoint's config asks for {target!r}, which is not one of this package's parts. If you trust "
+                f"where it comes from, pass trusted_targets=[{str(target).rpartition('.')[0] + '.'!r}] when loading"
+            )
+
+
+def _targets(config: Any) -> Iterator[Any]:
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            if key == "_target_":
+                yield value
+            yield from _targets(value)
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            yield from _targets(value)
+
+
+def build(name: str, config: Any, **arguments: Any) -> Any:
+    """Instantiate a config with a `_target_`; objects that are already built come back as they are.
+
+    Raises `ConfigError` naming the part and the reason.
+    """
+    if not isinstance(config, (Mapping, DictConfig)):
+        return config
+    if "_target_" not in config:
+        raise ConfigError(f"{name}: got keys {sorted(map(str, config))}; expected a _target_ that says what to build")
+    try:
+        return instantiate(config, **arguments, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, CrystalVAEError):
+            raise cause from None
+        raise ConfigError(f"{name}: {cause or error}") from error

@@ -1,0 +1,111 @@
+"""The transformer decoder: one latent vector an atom to elements, coordinates and the lattice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from src.data.batch import CrystalBatch
+from src.data.lattice import wrap
+from src.errors import ConfigError
+from src.vae_module.encoders.transformer import Positions
+from src.vae_module.transformer import (
+    Activation,
+    PaddingPlan,
+    Transformer,
+    check_choice,
+    mean_over_atoms,
+    sinusoidal_positions,
+)
+
+CoordOutput = Literal["circle", "raw"]
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedCrystals:
+    """What a decoder says about N atoms in B crystals, before elements are picked and cells are built.
+
+    `atom_logits` is None where elements are given (structure prediction). `coord_vectors` holds, where coordinates are
+    decoded on the circle, the vector for each axis whose angle is 2πf. `lengths_scaled` are lengths / n^(1/3) in Å,
+    `angles` radians, both unbounded.
+    """
+
+    atom_logits: Float[Tensor, "N E"] | None
+    frac_coords: Float[Tensor, "N 3"]
+    coord_vectors: Float[Tensor, "N 3 2"] | None
+    lengths_scaled: Float[Tensor, "B 3"]
+    angles: Float[Tensor, "B 3"]
+
+
+class TransformerDecoder(nn.Module):
+    """Mix the latent vectors of each crystal and read off elements, fractional coordinates, lengths and angles.
+
+    `coord_output`: "circle" gives each coordinate as the angle of a vector, so that nothing happens at the cell's edge;
+    "raw" gives the number itself. `atom_type_input` adds an embedding of the given elements to the latents; it defaults
+    to true where elements are not predicted (`atom_type_predict` false) and is refused where they are.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        nhead: int,
+        num_layers: int,
+        dim_feedforward: int | None = None,
+        dropout: float = 0.0,
+        norm_first: bool = True,
+        activation: Activation = "gelu",
+        coord_output: CoordOutput = "circle",
+        positions: Positions = "none",
+        atom_type_predict: bool = True,
+        atom_type_input: bool | None = None,
+        max_num_elements: int = 100,
+    ) -> None:
+        super().__init__()
+        check_choice("decoder.coord_output", coord_output, get_args(CoordOutput))
+        check_choice("decoder.positions", positions, get_args(Positions))
+        if atom_type_predict and atom_type_input:
+            raise ConfigError(
+                "decoder.atom_type_input: got true together with atom_type_predict=true; a decoder that is given the "
+                "elements cannot be asked to predict them: set one of the two to false"
+            )
+        self.d_model, self.coord_output, self.positions = d_model, coord_output, positions
+        self.atom_type_predict = atom_type_predict
+        self.atom_type_input = not atom_type_predict if atom_type_input is None else atom_type_input
+        self.atom_type_embedder = nn.Embedding(max_num_elements, d_model) if self.atom_type_input else None
+        self.transformer = Transformer(
+            d_model=d_model,
+            nhead=nhead,
+            num_layers=num_layers,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            norm_first=norm_first,
+            activation=activation,
+        )
+        self.atom_types_head = nn.Linear(d_model, max_num_elements) if atom_type_predict else None
+        self.frac_coords_head = nn.Linear(d_model, 6 if coord_output == "circle" else 3, bias=False)
+        self.lattice_head = nn.Linear(d_model, 6, bias=False)
+
+    def forward(self, tokens: Float[Tensor, "N D"], crystals: CrystalBatch) -> DecodedCrystals:
+        """Decode hidden vectors; of `crystals` only the atom counts are read, and the elements where they are given."""
+        if self.atom_type_embedder is not None:
+            tokens = tokens + self.atom_type_embedder(crystals.atom_types)
+        if self.positions == "sinusoidal":
+            tokens = tokens + sinusoidal_positions(crystals.token_idx, self.d_model)
+        hidden = self.transformer(tokens, PaddingPlan.of(crystals))
+        coords = self.frac_coords_head(hidden).float()
+        vectors = coords.view(-1, 3, 2) if self.coord_output == "circle" else None
+        if vectors is not None:
+            coords = wrap(torch.atan2(vectors[..., 1], vectors[..., 0]) / (2 * torch.pi))
+        lattice = self.lattice_head(mean_over_atoms(hidden, crystals)).float()
+        return DecodedCrystals(
+            atom_logits=None if self.atom_types_head is None else self.atom_types_head(hidden).float(),
+            frac_coords=coords,
+            coord_vectors=vectors,
+            lengths_scaled=lattice[:, :3],
+            angles=lattice[:, 3:],
+        )

@@ -1,0 +1,51 @@
+"""The posterior of the latent: one Gaussian with diagonal covariance an atom."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+LOG_VARIANCE_RANGE = (-30.0, 20.0)
+"""Log-variances are clamped to this range, so that neither their exponential nor its inverse overflows."""
+
+
+class DiagonalGaussianDistribution:
+    """N(μ, diag σ²) over L latent numbers for each of N atoms, from μ and log σ² side by side, (N, 2L).
+
+    Source: Kingma & Welling, "Auto-Encoding Variational Bayes" (2014), section 3 and appendix B.
+    """
+
+    def __init__(self, parameters: Float[Tensor, "N TwoL"]) -> None:
+        if parameters.shape[-1] % 2:
+            raise ValueError(f"parameters: expected an even last size (mean and log-variance), got {parameters.shape}")
+        self.parameters = parameters
+        self.mean, logvar = parameters.float().chunk(2, dim=-1)
+        self.logvar = logvar.clamp(*LOG_VARIANCE_RANGE)
+
+    @property
+    def std(self) -> Float[Tensor, "N L"]:
+        """Standard deviation σ."""
+        return torch.exp(0.5 * self.logvar)
+
+    @property
+    def var(self) -> Float[Tensor, "N L"]:
+        """Variance σ²."""
+        return torch.exp(self.logvar)
+
+    def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "N L"]:
+        """Draw z = μ + σ·ε with ε from N(0, I); gradients flow to μ and σ."""
+        noise = torch.empty_like(self.mean).normal_(generator=generator)
+        return self.reparameterize(noise)
+
+    def reparameterize(self, noise: Float[Tensor, "N L"]) -> Float[Tensor, "N L"]:
+        """Return μ + σ·ε for given standard normal ε."""
+        return self.mean + self.std * noise
+
+    def mode(self) -> Float[Tensor, "N L"]:
+        """Return the most probable latent, the mean."""
+        return self.mean
+
+    def kl(self) -> Float[Tensor, "N"]:
+        """Return KL(N(μ, σ²) ‖ N(0, I)) per atom in nats: ½ Σ (μ² + σ² - 1 - log σ²)."""
+        return 0.5 * (self.mean.square() + self.var - 1.0 - self.logvar).sum(dim=-1)

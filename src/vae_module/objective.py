@@ -1,0 +1,62 @@
+"""What training minimises and what validation reports, beside the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from src.data.augmentation import TrainingBatch
+from src.data.batch import CrystalBatch
+from src.data.lattice import periodic_difference
+from src.errors import ConfigError, TrainingError
+
+if TYPE_CHECKING:
+    from src.data.datamodule import CrystalDataModule
+
+PUBLISHED_WEIGHTS = {"atom_types": 1.0, "frac_coords": 10.0, "lengths": 1.0, "angles": 10.0, "kl": 1e-5}
+"""Weights of the published Chemeleon2 VAE."""
+
+
+def check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
+    """Return a weight for every part of the loss; the published ones where nothing is said."""
+    given = dict(weights or {})
+    for key, value in given.items():
+        if key not in PUBLISHED_WEIGHTS:
+            raise ConfigError(f"loss_weights.{key}: unknown part; expected some of {', '.join(PUBLISHED_WEIGHTS)}")
+        if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+            raise ConfigError(f"loss_weights.{key}: got {value!r}; expected a number of at least 0")
+    return {**PUBLISHED_WEIGHTS, **given}
+
+
+def reconstruction_errors(predicted: CrystalBatch, target: CrystalBatch) -> dict[str, Tensor]:
+    """Return errors between crystals with the same atoms in the same order, each averaged over the batch.
+
+    `element_accuracy`: share of atoms. `coord_error`: root mean square distance in Å, in the target's cell.
+    `length_error`: mean absolute error in Å. `angle_error`: mean absolute error in degrees.
+    """
+    difference = periodic_difference(predicted.frac_coords, target.frac_coords)
+    distance = torch.einsum("ni,nij->nj", difference, target.lattices[target.batch])
+    return {
+        "element_accuracy": (predicted.atom_types == target.atom_types).float().mean(),
+        "coord_error": distance.square().sum(dim=-1).mean().sqrt(),
+        "length_error": (predicted.lengths - target.lengths).abs().mean(),
+        "angle_error": (predicted.angles - target.angles).abs().mean(),
+    }
+
+
+def check_finite(losses: Mapping[str, Tensor], batch: TrainingBatch, datamodule: CrystalDataModule | None) -> None:
+    """Raise `TrainingError` naming the batch's crystals where the loss is NaN or infinite."""
+    if bool(torch.isfinite(losses["loss"])):
+        return
+    rows = batch.indices.tolist()
+    names = datamodule.train_ids(rows) if datamodule is not None else [str(row) for row in rows]
+    parts = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
+    raise TrainingError(
+        f"the loss is not finite ({parts}) for the batch of {len(names)} crystals {', '.join(names[:20])}"
+        f"{' …' if len(names) > 20 else ''}. The last checkpoint is good: look at these crystals, or lower the learning "
+        "rate, then continue with resume_from="
+    )

@@ -1,0 +1,144 @@
+"""The variational autoencoder itself: a plain module that encodes, decodes and knows its losses."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from src.data.batch import CrystalBatch
+from src.data.lattice import bound_angles, lattice_from_parameters, periodic_difference
+from src.errors import ConfigError
+from src.vae_module.decoders.transformer import DecodedCrystals
+from src.vae_module.distribution import DiagonalGaussianDistribution
+from src.vae_module.transformer import check_choice
+
+CoordLoss = Literal["periodic", "mse"]
+SCALED_LENGTH_RANGE = (0.5, 60.0)
+"""Decoded lengths / n^(1/3) are clamped to this range (Å); MP-20 spans 1.03 to 20.1."""
+MIN_VOLUME_PER_ATOM = 2.0
+"""Smaller decoded cells are blown up to this (Å^3); diamond has 5.7, the densest crystal of MP-20 more than 3."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What the VAE asks of an encoder: its width, and one vector of that width an atom."""
+
+    d_model: int
+
+    def __call__(self, crystals: CrystalBatch) -> Float[Tensor, "N D"]: ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """What the VAE asks of a decoder."""
+
+    d_model: int
+    atom_type_predict: bool
+    atom_type_input: bool
+
+    def __call__(self, tokens: Float[Tensor, "N D"], crystals: CrystalBatch) -> DecodedCrystals: ...
+
+
+class CrystalVAE(nn.Module):
+    """Encoder, `quant_conv` to mean and log-variance, a latent an atom, `post_quant_conv`, decoder.
+
+    `coord_loss`: "periodic" compares coordinates on the circle, "mse" as plain numbers. `bound_lattice` keeps decoded
+    cells sensible: lengths clamped to `SCALED_LENGTH_RANGE`, angles through `bound_angles`, and a volume of at least
+    `MIN_VOLUME_PER_ATOM`; the published format has no such bounds.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        latent_dim: int,
+        coord_loss: CoordLoss = "periodic",
+        bound_lattice: bool = True,
+    ) -> None:
+        super().__init__()
+        if latent_dim < 1:
+            raise ConfigError(f"latent_dim: got {latent_dim}; expected at least 1")
+        if not isinstance(encoder, Encoder) or not isinstance(decoder, Decoder):
+            raise ConfigError("encoder, decoder: expected modules with d_model, and atom_type_predict for the decoder")
+        check_choice("coord_loss", coord_loss, get_args(CoordLoss))
+        self.encoder, self.decoder = encoder, decoder
+        self.latent_dim, self.coord_loss, self.bound_lattice = latent_dim, coord_loss, bound_lattice
+        self.quant_conv = nn.Linear(encoder.d_model, 2 * latent_dim, bias=False)
+        self.post_quant_conv = nn.Linear(latent_dim, decoder.d_model, bias=False)
+
+    @property
+    def atom_type_predict(self) -> bool:
+        """Whether the decoder predicts elements; otherwise they are given (structure prediction)."""
+        return bool(self.decoder.atom_type_predict)
+
+    def hidden(self, crystals: CrystalBatch) -> Float[Tensor, "N D"]:
+        """Return the encoder's output."""
+        return self.encoder(crystals)
+
+    def posterior(self, hidden: Float[Tensor, "N D"]) -> DiagonalGaussianDistribution:
+        """Return the posterior of the latents for the encoder's output."""
+        return DiagonalGaussianDistribution(self.quant_conv(hidden).float())
+
+    def encode(self, crystals: CrystalBatch) -> DiagonalGaussianDistribution:
+        """Return q(z | crystal), one Gaussian over `latent_dim` numbers an atom."""
+        return self.posterior(self.hidden(crystals))
+
+    def decode(self, latents: Float[Tensor, "N L"], crystals: CrystalBatch) -> DecodedCrystals:
+        """Decode latents; of `crystals` only the atom counts are read, and the elements in structure prediction."""
+        return self.decoder(self.post_quant_conv(latents), crystals)
+
+    def to_crystals(self, decoded: DecodedCrystals, crystals: CrystalBatch) -> CrystalBatch:
+        """Pick the likeliest elements and build the cells; predicted element 0 becomes 1, as published.
+
+        `crystals` gives the atom counts, and the elements where the decoder does not predict them.
+        """
+        if decoded.atom_logits is None:
+            atom_types = crystals.atom_types
+        else:
+            atom_types = decoded.atom_logits.argmax(dim=-1).clamp_min(1)
+        lengths_scaled, angles = decoded.lengths_scaled, decoded.angles
+        if self.bound_lattice:
+            lengths_scaled, angles = lengths_scaled.clamp(*SCALED_LENGTH_RANGE), bound_angles(angles)
+        lattices = lattice_from_parameters(lengths_scaled, angles)  # of a cell with one atom's share of the volume
+        if self.bound_lattice:
+            volume = torch.linalg.det(lattices).abs()
+            lattices = lattices * (MIN_VOLUME_PER_ATOM / volume).pow(1 / 3).clamp_min(1.0)[:, None, None]
+        return CrystalBatch(
+            atom_types=atom_types,
+            frac_coords=decoded.frac_coords,
+            lattices=lattices * crystals.num_atoms[:, None, None].to(lattices.dtype).pow(1 / 3),
+            num_atoms=crystals.num_atoms,
+        )
+
+    def reconstruction_losses(
+        self, decoded: DecodedCrystals, target: CrystalBatch, *, atoms: float, graphs: float
+    ) -> dict[str, Tensor]:
+        """Return each part of the loss, unweighted: sums over what is here divided by `atoms` or `graphs`.
+
+        `atom_types`: cross-entropy in nats an atom. `frac_coords`: squared error per coordinate, in units of the cell
+        edge; on the circle it is |v - (cos 2πf, sin 2πf)|² / (2π)², the same for small errors. `lengths`: squared error
+        of lengths / n^(1/3) in Å². `angles`: squared error in rad².
+        """
+        losses = {
+            "frac_coords": self._coord_error(decoded, target).sum() / (3 * atoms),
+            "lengths": (decoded.lengths_scaled - target.lengths_scaled).square().sum() / (3 * graphs),
+            "angles": (decoded.angles - target.angles_radians).square().sum() / (3 * graphs),
+        }
+        if decoded.atom_logits is not None:
+            cross_entropy = F.cross_entropy(decoded.atom_logits, target.atom_types, reduction="sum")
+            losses["atom_types"] = cross_entropy / atoms
+        return losses
+
+    def _coord_error(self, decoded: DecodedCrystals, target: CrystalBatch) -> Float[Tensor, "N 3"]:
+        if self.coord_loss == "mse":
+            return (decoded.frac_coords - target.frac_coords).square()
+        if decoded.coord_vectors is None:
+            return periodic_difference(decoded.frac_coords, target.frac_coords).square()
+        phase = 2 * torch.pi * target.frac_coords
+        points = torch.stack((phase.cos(), phase.sin()), dim=-1)
+        return (decoded.coord_vectors - points).square().sum(dim=-1) / (2 * torch.pi) ** 2

@@ -1,0 +1,320 @@
+"""The Lightning module: trains a `CrystalVAE`, and is what research code loads and calls."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from src.data.augmentation import InputNoise, TrainingBatch, corrupt, rotate, translate
+from src.data.batch import CrystalBatch
+from src.data.lattice import random_rotations
+from src.data.loader import CrystalLoader
+from src.errors import ConfigError
+from src.vae_module import checkpoint as checkpoints
+from src.vae_module.build import build, to_plain
+from src.vae_module.decoders.transformer import DecodedCrystals
+from src.vae_module.distribution import DiagonalGaussianDistribution
+from src.vae_module.objective import check_finite, check_weights, reconstruction_errors
+from src.vae_module.sampling import sample_crystals
+from src.vae_module.vae import CoordLoss, CrystalVAE
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.core import Structure
+    from torch_geometric.data import Batch
+
+log = logging.getLogger(__name__)
+
+
+class VAEModule(L.LightningModule):
+    """A crystal VAE with its objective, its augmentation and its optimiser.
+
+    All arguments are plain config, and are kept in the checkpoint: `encoder` and `decoder` with a `_target_` each;
+    `loss_weights` for atom_types, frac_coords, lengths, angles and kl; `augmentation` {translate, rotate}; `noise` as
+    `InputNoise`; `optimizer` and `scheduler` with a `_target_` that takes the parameters, or the optimiser and the
+    number of steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Mapping[str, Any],
+        decoder: Mapping[str, Any],
+        latent_dim: int,
+        atom_type_predict: bool = True,
+        coord_loss: CoordLoss = "periodic",
+        bound_lattice: bool = True,
+        loss_weights: Mapping[str, float] | None = None,
+        augmentation: Mapping[str, bool] | None = None,
+        noise: Mapping[str, float] | None = None,
+        optimizer: Mapping[str, Any] | None = None,
+        scheduler: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        arguments = {key: value for key, value in locals().items() if key not in {"self", "__class__"}}
+        self.config: dict[str, Any] = {key: to_plain(value) for key, value in arguments.items()}
+        self.statistics: dict[str, Any] = {}
+        """What the checkpoint knows of the training set: `num_atoms`, {atom count: crystals}, and its name."""
+        plain = self.config
+        self.vae = CrystalVAE(
+            encoder=build("encoder", plain["encoder"]),
+            decoder=build("decoder", plain["decoder"], atom_type_predict=atom_type_predict),
+            latent_dim=latent_dim,
+            coord_loss=coord_loss,
+            bound_lattice=bound_lattice,
+        )
+        self.loss_weights = check_weights(plain["loss_weights"])
+        self.augmentation = _check_augmentation(plain["augmentation"])
+        self.noise = InputNoise(**(plain["noise"] or {}))
+
+    # ---- encode, decode, sample: the research interface --------------------------------------------------------------
+
+    @property
+    def latent_dim(self) -> int:
+        """Latent numbers an atom."""
+        return self.vae.latent_dim
+
+    @property
+    def atom_type_predict(self) -> bool:
+        """Whether elements are decoded; otherwise they are given (structure prediction)."""
+        return self.vae.atom_type_predict
+
+    def encode(self, batch: CrystalBatch | Batch) -> dict[str, Any]:
+        """Encode crystals: {"posterior", "x": encoder output (N, D), "atom_types", "num_atoms", "batch", "token_idx"}."""
+        crystals = as_crystals(batch)
+        hidden = self.vae.hidden(crystals)
+        return {
+            "x": hidden,
+            "posterior": self.vae.posterior(hidden),
+            "atom_types": crystals.atom_types,
+            "num_atoms": crystals.num_atoms,
+            "batch": crystals.batch,
+            "token_idx": crystals.token_idx,
+        }
+
+    def decode(self, encoded: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Decode latents `encoded["x"]` (N, L) for crystals of `encoded["num_atoms"]` atoms; writes nothing into it.
+
+        Returns "atom_types" (N, 100) logits (absent in structure prediction), "frac_coords" (N, 3), "lattices" (B, 6),
+        the same as "lengths" (B, 3), scaled, Å, and "angles" (B, 3), radians, and "coord_vectors" (N, 3, 2) where
+        coordinates are decoded on the circle. Structure prediction reads the elements from `encoded["atom_types"]`.
+        """
+        latents = encoded["x"]
+        if latents.shape[-1] != self.latent_dim:
+            raise ValueError(
+                f'decode: encoded["x"] has {latents.shape[-1]} numbers an atom, expected the {self.latent_dim} of a '
+                'latent: set encoded["x"] = encoded["posterior"].sample() (or .mode()) first'
+            )
+        crystals = CrystalBatch.empty(encoded["num_atoms"], device=latents.device)
+        if "atom_types" in encoded:
+            crystals = crystals.replace(atom_types=encoded["atom_types"])
+        elif self.vae.decoder.atom_type_input:
+            raise ValueError('decode: this model is given the elements; expected encoded["atom_types"] (N,)')
+        decoded = self.vae.decode(latents, crystals)
+        output = {
+            "frac_coords": decoded.frac_coords,
+            "lattices": torch.cat((decoded.lengths_scaled, decoded.angles), dim=-1),
+            "lengths": decoded.lengths_scaled,
+            "angles": decoded.angles,
+        }
+        if decoded.atom_logits is not None:
+            output["atom_types"] = decoded.atom_logits
+        if decoded.coord_vectors is not None:
+            output["coord_vectors"] = decoded.coord_vectors
+        return output
+
+    def reconstruct(self, decoder_out: Mapping[str, Tensor], batch: CrystalBatch | Batch) -> CrystalBatch:
+        """Turn what `decode` returned into crystals with the atom counts of `batch` (and its elements if not decoded)."""
+        decoded = DecodedCrystals(
+            atom_logits=decoder_out.get("atom_types"),
+            frac_coords=decoder_out["frac_coords"],
+            coord_vectors=decoder_out.get("coord_vectors"),
+            lengths_scaled=decoder_out["lengths"],
+            angles=decoder_out["angles"],
+        )
+        return self.vae.to_crystals(decoded, as_crystals(batch))
+
+    @torch.no_grad()
+    def reconstruct_crystals(self, crystals: CrystalBatch) -> CrystalBatch:
+        """Encode and decode with the posterior mean; gradients off, the model as it is."""
+        return self.vae.to_crystals(self.vae.decode(self.vae.encode(crystals).mode(), crystals), crystals)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        batch: CrystalBatch | Batch,
+        return_atoms: bool = False,
+        return_structures: bool = False,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> CrystalBatch | list[Atoms] | list[Structure]:
+        """Decode latents drawn from N(0, temperature²·I) for the atom counts of `batch` (`CrystalBatch.empty`).
+
+        In structure prediction the elements are those of `batch`. Returns ASE atoms or pymatgen structures where asked.
+        """
+        if return_atoms and return_structures:
+            raise ValueError("sample: return_atoms and return_structures exclude each other")
+        crystals = sample_crystals(
+            self.vae, as_crystals(batch).to(self.device), temperature=temperature, generator=generator
+        )
+        if return_atoms:
+            return crystals.to_atoms()
+        return crystals.to_structure() if return_structures else crystals
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def losses(self, batch: TrainingBatch, *, training: bool) -> dict[str, Tensor]:
+        """Return the weighted `loss` and its unweighted parts; in training with augmentation, noise and a sampled latent."""
+        target = batch.crystals
+        if training:
+            generator = batch.generator()
+            target = self._augment(batch, generator)
+            posterior = self.vae.encode(self._corrupt(batch, target, generator))
+            noise = torch.randn(batch.total_atoms, self.latent_dim, generator=generator, device=target.device)
+            latents = posterior.reparameterize(batch.per_atom(noise))
+        else:
+            posterior = self.vae.encode(target)
+            latents = posterior.mode()
+        return self.objective(self.vae.decode(latents, target), posterior, target, batch)
+
+    def objective(
+        self,
+        decoded: DecodedCrystals,
+        posterior: DiagonalGaussianDistribution,
+        target: CrystalBatch,
+        batch: TrainingBatch,
+    ) -> dict[str, Tensor]:
+        """Return Σ weight · part: the evidence lower bound with weights (β-VAE, Higgins et al. 2017)."""
+        atoms, graphs = batch.mean_atoms, batch.mean_crystals
+        parts = self.vae.reconstruction_losses(decoded, target, atoms=atoms, graphs=graphs)
+        recon = torch.stack([self.loss_weights[name] * value for name, value in parts.items()]).sum()
+        kl = posterior.kl().sum() / atoms
+        return {"loss": recon + self.loss_weights["kl"] * kl, "recon_loss": recon, "kl_loss": kl, **parts}
+
+    def _augment(self, batch: TrainingBatch, generator: torch.Generator) -> CrystalBatch:
+        crystals, device = batch.crystals, batch.crystals.device
+        if self.augmentation["translate"]:
+            shifts = torch.rand(batch.total_crystals, 3, generator=generator, device=device)
+            crystals = translate(crystals, batch.per_crystal(shifts))
+        if self.augmentation["rotate"]:
+            crystals = rotate(crystals, batch.per_crystal(random_rotations(batch.total_crystals, generator)))
+        return crystals
+
+    def _corrupt(self, batch: TrainingBatch, crystals: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
+        if not self.noise:
+            return crystals
+        masked = torch.rand(batch.total_atoms, generator=generator, device=crystals.device) < self.noise.mask_ratio
+        moves = torch.randn(batch.total_atoms, 3, generator=generator, device=crystals.device) * self.noise.displacement
+        return corrupt(crystals, batch.per_atom(masked), batch.per_atom(moves))
+
+    def training_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Return the loss of one batch and log its parts; stop with the crystals' ids where it is not finite."""
+        shard = batch if isinstance(batch, TrainingBatch) else TrainingBatch.whole(batch)
+        losses = self.losses(shard, training=True)
+        check_finite(losses, shard, getattr(self._trainer, "datamodule", None))
+        self.log("train/loss", losses["loss"], prog_bar=True, batch_size=shard.crystals.num_graphs)
+        rest = {f"train/{name}": value for name, value in losses.items() if name != "loss"}
+        self.log_dict({**rest, "train/kl_weight": self.loss_weights["kl"]}, batch_size=shard.crystals.num_graphs)
+        return losses["loss"]
+
+    def validation_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> None:
+        """Log losses and reconstruction errors with the posterior mean."""
+        self._evaluation_step(batch, "val")
+
+    def test_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> None:
+        """Log losses and reconstruction errors with the posterior mean."""
+        self._evaluation_step(batch, "test")
+
+    def _evaluation_step(self, batch: TrainingBatch | CrystalBatch, stage: str) -> None:
+        shard = batch if isinstance(batch, TrainingBatch) else TrainingBatch.whole(batch)
+        target = shard.crystals
+        whole = TrainingBatch.whole(target)
+        posterior = self.vae.encode(target)
+        decoded = self.vae.decode(posterior.mode(), target)
+        losses = self.objective(decoded, posterior, target, whole)
+        errors = reconstruction_errors(self.vae.to_crystals(decoded, target), target)
+        values = {f"{stage}/{name}": value for name, value in {**losses, **errors}.items()}
+        self.log_dict(values, batch_size=target.num_graphs, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimiser and the learning-rate schedule, which is told the number of steps of the whole run."""
+        if self.config["optimizer"] is None:
+            raise ConfigError("vae_module.optimizer: got null; training needs one, for example torch.optim.AdamW")
+        optimizer = build("optimizer", self.config["optimizer"], params=list(self.parameters()))
+        if self.config["scheduler"] is None:
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = build("scheduler", self.config["scheduler"], optimizer=optimizer, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Take the training set's statistics into the model, and so into its checkpoints."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None:
+            self.statistics = datamodule.statistics()
+
+    def on_train_epoch_start(self) -> None:
+        """Tell our loader the epoch: its order and the batches' noise are functions of it."""
+        if isinstance(self.trainer.train_dataloader, CrystalLoader):
+            self.trainer.train_dataloader.set_epoch(self.current_epoch)
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the model: config, format version, statistics, package versions."""
+        checkpoint[checkpoints.KEY] = checkpoints.metadata("vae", self.config, self.statistics)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the statistics when training resumes."""
+        self.statistics = checkpoints.check_metadata(checkpoint, "vae")["statistics"]
+
+    def save_checkpoint(self, path: str | Path) -> None:
+        """Write the model alone (no optimiser) as a checkpoint that `load_from_checkpoint` reads, atomically."""
+        content: dict[str, Any] = {"state_dict": self.state_dict()}
+        self.on_save_checkpoint(content)
+        checkpoints.write(content, Path(path))
+
+    @classmethod
+    def load_from_checkpoint(  # pyright: ignore[reportIncompatibleMethodOverride]  # fewer, safer arguments
+        cls,
+        checkpoint_path: str | Path,
+        map_location: torch.device | str = "cpu",
+        *,
+        weights_only: bool = False,
+        trusted_targets: tuple[str, ...] = (),
+    ) -> VAEModule:
+        """Load a model from a checkpoint of ours or of the published Chemeleon2 format, ready to use (`eval`).
+
+        Nothing in the file is executed either way. `weights_only=True` accepts only plain data, that is, ours;
+        `weights_only=False` also converts pickled published checkpoints through a reader that runs nothing.
+        `trusted_targets` names further packages whose encoders and decoders a config may ask for. Raises
+        `CheckpointError` for what is damaged, of another version, or not to be trusted.
+        """
+        content = checkpoints.read(Path(checkpoint_path), plain_data_only=weights_only)
+        meta = checkpoints.check_metadata(content, "vae", trusted_targets=trusted_targets)
+        module = cls(**meta["config"])
+        module.statistics = meta["statistics"]
+        checkpoints.load_weights(module, content["state_dict"])
+        return module.to(map_location).eval()
+
+
+def as_crystals(batch: CrystalBatch | Batch | TrainingBatch) -> CrystalBatch:
+    """Return crystals from any of the batch types that research code passes around."""
+    if isinstance(batch, CrystalBatch):
+        return batch
+    return batch.crystals if isinstance(batch, TrainingBatch) else CrystalBatch.from_pyg(batch)
+
+
+def _check_augmentation(config: Mapping[str, bool] | None) -> dict[str, bool]:
+    allowed = {"translate": False, "rotate": False}
+    for key, value in (config or {}).items():
+        if key not in allowed or not isinstance(value, bool):
+            raise ConfigError(f"augmentation.{key}: got {value!r}; expected translate and rotate, each true or false")
+    return {**allowed, **(config or {})}
