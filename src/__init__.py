@@ -1,0 +1,1 @@
+"""crystalvae: a continuous latent space of inorganic crystals."""

@@ -1,4 +1,4 @@
-"""Measure how well a checkpoint reconstructs crystals: `python src/evaluate.py …`, or `crystalvae-evaluate …` from any folder."""
+"""Measure a checkpoint's reconstruction: `python src/evaluate.py …`, or `crystalvae-evaluate …` from any folder."""
 
 if not __package__:
     import _script_path  # noqa: F401

@@ -18,5 +18,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"device: got {name!r}, which cannot be used here ({reason}); expected auto, cpu, cuda, …") from error
+        raise ConfigError(
+            f"device: got {name!r}, which cannot be used here ({reason}); expected auto, cpu, cuda, …"
+        ) from error
     return device

@@ -77,7 +77,7 @@ def _datamodule(config: DictConfig, module: VAEModule) -> CrystalDataModule:
     path = config_dir() / "data" / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(entry.stem for entry in path.parent.glob("*.yaml")))
-        raise ConfigError(f"the checkpoint was trained on {name!r}; say which data to use, +data=NAME, one of {known}")
+        raise ConfigError(f"the checkpoint was trained on {name!r}; say which data to use, data=NAME, one of {known}")
     data = OmegaConf.create({"data": OmegaConf.load(path), "seed": config.seed})
     OmegaConf.resolve(data)
     return build("data", data.data)

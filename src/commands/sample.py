@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -17,6 +17,7 @@ from src.data.batch import MAX_ATOMIC_NUMBER, CrystalBatch
 from src.data.writers import FORMATS, write_crystals
 from src.errors import ConfigError
 from src.evaluation.validity import describe
+from src.vae_module.build import to_plain
 from src.vae_module.checkpoint import package_versions
 from src.vae_module.vae_module import VAEModule
 
@@ -39,7 +40,7 @@ def sample(config: DictConfig) -> str:
     template = sample_template(
         module,
         count,
-        num_atoms=OmegaConf.to_container(config.num_atoms) if OmegaConf.is_list(config.num_atoms) else config.num_atoms,
+        num_atoms=to_plain(config.num_atoms),
         composition=config.composition,
         formula_units=config.formula_units,
         generator=generator,
@@ -57,7 +58,7 @@ def sample(config: DictConfig) -> str:
         "versions": package_versions(),
     }
     write_crystals(crystals, output_dir, table=facts, formats=formats, overwrite=config.overwrite, info=info)
-    valid = int(facts["valid"].sum())
+    valid = sum(facts["valid"].tolist())
     return (
         f"{count} crystals in {output_dir.absolute()}: {' + '.join(formats) or 'no structure files'} and samples.csv; "
         f"{valid} ({valid / count:.1%}) structurally valid (every distance at least 0.5 Å, volume at least 0.1 Å^3); "
@@ -93,7 +94,9 @@ def sample_template(
         return CrystalBatch.empty(torch.tensor(sizes)[drawn])
     counts = [num_atoms] * count if isinstance(num_atoms, int) else list(num_atoms)
     if len(counts) != count:
-        raise ConfigError(f"num_atoms: got {len(counts)} numbers for num_samples={count}; expected one each, or one number")
+        raise ConfigError(
+            f"num_atoms: got {len(counts)} numbers for num_samples={count}; expected one each, or one number"
+        )
     for size in counts:
         _positive("num_atoms", size)
     _warn_unseen(set(counts), seen)
@@ -110,7 +113,7 @@ def _composition_template(
 ) -> CrystalBatch:
     if module.atom_type_predict:
         raise ConfigError(
-            f"composition={formula}: this checkpoint predicts the elements itself, so it cannot be told them; train one "
+            f"composition={formula}: this checkpoint predicts the elements itself and cannot be told them; train one "
             "for structure prediction (experiment=mp_20/vae_csp) and use that"
         )
     if num_atoms is not None:
@@ -135,13 +138,17 @@ def parse_composition(formula: str) -> list[int]:
         amounts = {str(symbol): amount for symbol, amount in Composition(formula, strict=True).items()}
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"composition={formula}: not a chemical formula ({reason}); expected one such as LiFePO4") from error
+        raise ConfigError(
+            f"composition={formula}: not a chemical formula ({reason}); expected one such as LiFePO4"
+        ) from error
     unit: list[int] = []
     for symbol, amount in amounts.items():
         if not Element.is_valid_symbol(symbol) or Element(symbol).Z > MAX_ATOMIC_NUMBER:
             raise ConfigError(f"composition={formula}: unknown element {symbol}; expected H to Es")
         if amount != round(amount) or amount < 1:
-            raise ConfigError(f"composition={formula}: {amount:g} atoms of {symbol}; expected whole numbers, at least 1")
+            raise ConfigError(
+                f"composition={formula}: {amount:g} atoms of {symbol}; expected whole numbers, at least 1"
+            )
         unit += [Element(symbol).Z] * round(amount)
     if not 1 <= len(unit) <= 1000:
         raise ConfigError(f"composition={formula}: {len(unit)} atoms; expected 1 to 1000")
@@ -176,7 +183,9 @@ def _warn_unseen(sizes: set[int], seen: dict[int, int]) -> None:
 def _formats(value: object) -> list[str]:
     formats = [value] if isinstance(value, str) else list(value) if isinstance(value, Sequence) else None
     if formats is None or not set(formats) <= set(FORMATS):
-        raise ConfigError(f"formats: got {value}; expected a list of some of {', '.join(FORMATS)}, such as [cif,extxyz]")
+        raise ConfigError(
+            f"formats: got {value}; expected a list of some of {', '.join(FORMATS)}, such as [cif,extxyz]"
+        )
     return formats
 
 

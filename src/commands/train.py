@@ -47,7 +47,9 @@ def train(config: DictConfig) -> str:
     started = _start_run(config, output_dir, resumed_from=resume)
     callbacks = _build_all("callbacks", config.callbacks)
     loggers = _build_all("logger", config.logger)
-    trainer: L.Trainer = build("trainer", config.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(output_dir))
+    trainer: L.Trainer = build(
+        "trainer", config.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(output_dir)
+    )
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     finally:
@@ -91,7 +93,7 @@ def _check_same_model(module: VAEModule, path: Path) -> None:
     for key in _MODEL_KEYS:
         if saved.get(key) != module.config[key]:
             raise ConfigError(
-                f"resume_from={path}: its vae_module.{key} is {saved.get(key)}, this command's is {module.config[key]}; "
+                f"resume_from={path}: its vae_module.{key} is {saved.get(key)}, this run's is {module.config[key]}; "
                 f"repeat the options of the run (in {path.parent.parent / 'run.json'})"
             )
 
@@ -150,7 +152,18 @@ def _farewell(output_dir: Path, trainer: L.Trainer, status: str) -> str:
     if best.is_file():
         lines += [
             f"checkpoint:  {best}",
-            f"reconstruct: crystalvae-evaluate ckpt_path={best} split=val",
+            f"reconstruct: crystalvae-evaluate ckpt_path={best} split=val{_data_options()}",
             f"sample:      crystalvae-sample ckpt_path={best} num_samples=100 output_dir=samples",
         ]
     return "\n".join(lines)
+
+
+def _data_options() -> str:
+    """Return what to add to a command that shall see the same data, where this one said more than their name."""
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    given = [entry for entry in overrides if entry.startswith("data.source.")]
+    if not given:
+        return ""
+    return f" data={HydraConfig.get().runtime.choices['data']} {shlex.join(given)}"

@@ -1,0 +1,1 @@
+"""Crystals as tensors: the batch type, lattice geometry, readers and writers, data sets."""

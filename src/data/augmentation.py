@@ -23,9 +23,7 @@ def rotate(crystals: CrystalBatch, rotations: Float[Tensor, "B 3 3"]) -> Crystal
     return crystals.replace(lattices=crystals.lattices @ rotations.transpose(-1, -2))
 
 
-def corrupt(
-    crystals: CrystalBatch, masked: Bool[Tensor, "N"], displacements: Float[Tensor, "N 3"]
-) -> CrystalBatch:
+def corrupt(crystals: CrystalBatch, masked: Bool[Tensor, "N"], displacements: Float[Tensor, "N 3"]) -> CrystalBatch:
     """Hide the elements of masked atoms (class 0) and move each atom by a Cartesian displacement in Å."""
     fractional = torch.linalg.solve(
         crystals.lattices.transpose(-1, -2)[crystals.batch], displacements.unsqueeze(-1)
@@ -45,7 +43,7 @@ class InputNoise:
     def __post_init__(self) -> None:
         if not 0.0 <= self.mask_ratio <= 1.0:
             raise ConfigError(f"noise.mask_ratio: got {self.mask_ratio}; expected a share in [0, 1]")
-        if not 0.0 <= self.displacement:
+        if not self.displacement >= 0.0:
             raise ConfigError(f"noise.displacement: got {self.displacement}; expected a length in Å, at least 0")
 
     def __bool__(self) -> bool:

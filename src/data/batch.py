@@ -27,8 +27,8 @@ MAX_ATOMIC_NUMBER = 99
 class CrystalBatch:
     """B crystals with N atoms altogether; immutable, and everything not listed here is derived where it is read.
 
-    Letters: N atoms, B crystals. Lattice rows are vectors in Å. `frac_coords` are in [0, 1): every reader, `from_…` method
-    and augmentation wraps them, while the constructor keeps what it is given, because the published checkpoint format
+    Letters: N atoms, B crystals. Lattice rows are vectors in Å. `frac_coords` are in [0, 1): every reader, `from_…`
+    method and augmentation wraps them, while the constructor keeps what it is given, because the published checkpoint format
     distinguishes 1.0 from 0.0. `properties` holds optional values per crystal, NaN where unknown.
 
     Raises `ValueError` naming the field, the expected and the given shape.
@@ -42,16 +42,25 @@ class CrystalBatch:
 
     def __post_init__(self) -> None:
         nodes, graphs = self.atom_types.shape[0], self.num_atoms.shape[0]
-        expected = {"atom_types": (nodes,), "frac_coords": (nodes, 3), "lattices": (graphs, 3, 3), "num_atoms": (graphs,)}
+        expected = {
+            "atom_types": (nodes,),
+            "frac_coords": (nodes, 3),
+            "lattices": (graphs, 3, 3),
+            "num_atoms": (graphs,),
+        }
         for name, shape in expected.items():
             got = tuple(getattr(self, name).shape)
             if got != shape:
                 raise ValueError(f"CrystalBatch.{name}: expected shape {shape}, got {got}")
         if self.num_atoms.device.type == "cpu" and int(self.num_atoms.sum()) != nodes:  # elsewhere it would wait
-            raise ValueError(f"CrystalBatch.num_atoms: expected counts that add up to {nodes} atoms, got {self.num_atoms}")
+            raise ValueError(
+                f"CrystalBatch.num_atoms: expected counts that add up to {nodes} atoms, got {self.num_atoms}"
+            )
         for name, values in self.properties.items():
             if values.shape[:1] != (graphs,):
-                raise ValueError(f"CrystalBatch.properties[{name!r}]: expected {graphs} rows, got {tuple(values.shape)}")
+                raise ValueError(
+                    f"CrystalBatch.properties[{name!r}]: expected {graphs} rows, got {tuple(values.shape)}"
+                )
 
     # ---- derived quantities -----------------------------------------------------------------------------------------
 
@@ -125,7 +134,9 @@ class CrystalBatch:
     def __len__(self) -> int:
         return self.num_graphs
 
-    def __getitem__(self, index: int | slice | Sequence[int] | Int[Tensor, "K"] | Bool[Tensor, "B"]) -> CrystalBatch:
+    def __getitem__(
+        self, index: int | np.integer | slice | Sequence[int] | np.ndarray | Int[Tensor, "..."] | Bool[Tensor, "B"]
+    ) -> CrystalBatch:
         """Select crystals by number, slice, list of numbers, index tensor or mask; the result is always a batch."""
         selected = self._resolve(index)
         num_atoms = self.num_atoms[selected]
@@ -140,7 +151,7 @@ class CrystalBatch:
             properties={name: values[selected] for name, values in self.properties.items()},
         )
 
-    def _resolve(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
+    def _resolve(self, index: int | np.integer | slice | Sequence[int] | np.ndarray | Tensor) -> Tensor:
         positions = torch.arange(self.num_graphs, device=self.device)
         if isinstance(index, (int, np.integer)):
             if not -self.num_graphs <= index < self.num_graphs:
@@ -185,15 +196,15 @@ class CrystalBatch:
         current = {item.name: getattr(self, item.name) for item in fields(self)}
         unknown = set(changes) - set(current)
         if unknown:
-            raise ValueError(f"CrystalBatch.replace: unknown fields {sorted(unknown)}; expected some of {sorted(current)}")
+            raise ValueError(
+                f"CrystalBatch.replace: unknown fields {sorted(unknown)}; expected some of {sorted(current)}"
+            )
         return CrystalBatch(**{**current, **changes})
 
     # ---- to and from other libraries --------------------------------------------------------------------------------
 
     @classmethod
-    def empty(
-        cls, num_atoms: Int[Tensor, "B"] | Sequence[int], device: torch.device | str = "cpu"
-    ) -> CrystalBatch:
+    def empty(cls, num_atoms: Int[Tensor, "B"] | Sequence[int], device: torch.device | str = "cpu") -> CrystalBatch:
         """Return crystals of which only the atom counts are known: elements 0, coordinates 0, unit cells.
 
         This is what `VAEModule.sample` takes.
@@ -211,7 +222,9 @@ class CrystalBatch:
 
     @classmethod
     def from_arrays(
-        cls, crystals: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], properties: Mapping[str, Tensor] | None = None
+        cls,
+        crystals: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+        properties: Mapping[str, Tensor] | None = None,
     ) -> CrystalBatch:
         """Build from (atomic numbers, fractional coordinates, lattice) triples of arrays, one a crystal."""
         triples = list(crystals)
@@ -236,7 +249,9 @@ class CrystalBatch:
         def arrays() -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
             for position, structure in enumerate(structures):
                 if not structure.is_ordered:
-                    raise ValueError(f"structure {position} ({structure.formula}) has partial occupancies; expected none")
+                    raise ValueError(
+                        f"structure {position} ({structure.formula}) has partial occupancies; expected none"
+                    )
                 yield np.array(structure.atomic_numbers), structure.frac_coords, structure.lattice.matrix
 
         return cls.from_arrays(arrays())

@@ -26,6 +26,7 @@ SAME_PLACE = 1e-3
 """Atoms of an expanded crystal closer than this in fractional coordinates are the same atom twice."""
 FULL_OCCUPANCY = 1e-3
 """Occupancies further than this from 1 are partial."""
+_WHOLE = {"1", "1.0", "?", "."}
 
 
 class CrystalError(ValueError):
@@ -47,15 +48,17 @@ def parse_cif(text: str) -> RawCrystal:
     Raises `CrystalError` with the reason for anything but a fully occupied crystal of known elements in a sensible
     cell.
     """
-    try:
-        blocks = gemmi.cif.read_string(text)
-        small = next((entry for entry in map(gemmi.make_small_structure_from_block, blocks) if entry.sites), None)
-    except (ValueError, RuntimeError, OverflowError) as error:
-        raise CrystalError(f"not a readable CIF: {' '.join(str(error).split())[:200]}") from error
-    if small is None:
-        raise CrystalError("no atom sites in the CIF")
+    block, small = _first_crystal(text)
+    if not small.cell.is_crystal():
+        raise CrystalError("no complete cell in the CIF")
+    # gemmi takes -4 Å or an angle of -60° as they come, and an occupancy that is no number as 1.
+    if min(small.cell.parameters) <= 0.0 or max(small.cell.parameters[3:]) >= 180.0:
+        raise CrystalError(f"absurd cell {', '.join(f'{value:.4g}' for value in small.cell.parameters)}")
     lattice = np.array(small.cell.orth.mat.tolist()).T
     check_lattice(lattice)
+    for value in set(block.find_loop("_atom_site_occupancy")) - _WHOLE:
+        if math.isnan(gemmi.cif.as_number(value)):
+            raise CrystalError(f"occupancy {value[:40]!r} is no number")
     if small.spacegroup is None and not small.cell.images:
         _settle_symmetry(small)
     operations = len(small.cell.images) + 1
@@ -69,6 +72,17 @@ def parse_cif(text: str) -> RawCrystal:
         crystal = _from_sites(small.get_all_unit_cell_sites(), lattice)
         _check_apart(crystal.frac_coords)
     return crystal
+
+
+def _first_crystal(text: str) -> tuple[gemmi.cif.Block, gemmi.SmallStructure]:
+    try:
+        for block in gemmi.cif.read_string(text):
+            small = gemmi.make_small_structure_from_block(block)
+            if small.sites:
+                return block, small
+    except (ValueError, RuntimeError, OverflowError) as error:
+        raise CrystalError(f"not a readable CIF: {' '.join(str(error).split())[:200]}") from error
+    raise CrystalError("no atom sites in the CIF")
 
 
 def _settle_symmetry(small: gemmi.SmallStructure) -> None:

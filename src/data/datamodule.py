@@ -56,7 +56,9 @@ class CrystalDataModule(L.LightningDataModule):
             if split == "train" and self.subset is not None and self.subset < len(dataset):
                 generator = torch.Generator().manual_seed(self.seed)
                 dataset = dataset.subset(torch.randperm(len(dataset), generator=generator)[: self.subset])
-            log.info("%s, split %s: %d crystals, %d atoms", self.source.name, split, len(dataset), dataset.crystals.num_nodes)
+            log.info(
+                "%s, split %s: %d crystals, %d atoms", self.source.name, split, len(dataset), dataset.crystals.num_nodes
+            )
             self._splits[split] = dataset
         return self._splits[split]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from src.data.batch import CrystalBatch
 from src.data.cif import CrystalError, RawCrystal, check_crystal, niggli_reduce
 from src.data.lattice import lattice_from_parameters, lattice_to_parameters, wrap
+from src.data.output_dir import process_alive
 from src.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -205,13 +206,6 @@ def remove_stale_partials(path: Path) -> None:
         pid = partial.name.removesuffix(".tmp").rpartition(".")[2]
         if pid.isdigit() and not process_alive(int(pid)):
             partial.unlink(missing_ok=True)
-
-
-def process_alive(pid: int) -> bool:
-    """Say whether a process with this number runs on this machine."""
-    import psutil
-
-    return psutil.pid_exists(pid)
 
 
 def _to_bytes(value: object) -> Tensor:

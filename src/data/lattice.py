@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 MIN_GRAM_EIGENVALUE = 0.05
-"""Smallest eigenvalue that `bound_angles` leaves in the matrix of cosines; the flattest Niggli cells have about 0.25."""
+"""Smallest eigenvalue that `bound_angles` leaves in the matrix of cosines; the flattest Niggli cells have 0.25."""
 
 
 def lattice_from_parameters(lengths: Float[Tensor, "*B 3"], angles: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3 3"]:

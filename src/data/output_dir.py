@@ -147,11 +147,12 @@ def _clear_stale(folder: Path) -> None:
             continue
         with suppress(PermissionError):
             for entry in sorted(place.iterdir()):
-                if _is_partial(entry.name, folder) and not _is_alive(int(entry.name.rpartition("-")[2])):
+                if _is_partial(entry.name, folder) and not process_alive(int(entry.name.rpartition("-")[2])):
                     shutil.rmtree(entry, ignore_errors=True)
 
 
-def _is_alive(pid: int) -> bool:
+def process_alive(pid: int) -> bool:
+    """Say whether another process with this number runs on this machine; True where that cannot be known."""
     if pid == os.getpid():
         return False  # ours of an earlier call; this process has no export under way to this folder
     if sys.platform == "win32":

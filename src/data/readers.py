@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".csv.bz2", ".csv.xz", ".csv.zip", ".csv.zst", ".feather", ".parquet")
 PROPERTY_NAMES = {"spacegroup.number": "spacegroup_number"}
 """Columns whose published names cannot be written as a config key."""
+
+_IDS = {"material_id", "id"}
 
 Row = tuple[str, str, Callable[[], RawCrystal], dict[str, float]]
 
@@ -144,20 +146,29 @@ def read_ase(path: Path, *, max_atoms: int | None = None, niggli: bool = True, s
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        frames = cast("list[Atoms]", ase.io.read(path, index=":"))
+        frames = _read_database(path) if path.suffix == ".db" else cast("list[Atoms]", ase.io.read(path, index=":"))
     except Exception as error:  # ASE's readers raise nearly anything on damaged files
         raise DataError(f"{path}: ASE cannot read it ({' '.join(str(error).split())[:200]})") from error
     rows = (_ase_row(path, number, atoms) for number, atoms in enumerate(frames, start=1))
     return assemble(rows, source=str(path), max_atoms=max_atoms, niggli=niggli, strict=strict)
 
 
+def _read_database(path: Path) -> list[Atoms]:
+    from ase.db import connect
+
+    # Unlike ase.io.read this keeps what the rows say beside the atoms.
+    connection: Any = connect(path, type="db", use_lock_file=False)
+    with connection as database:
+        return [row.toatoms(add_additional_information=True) for row in database.select()]
+
+
 def _ase_row(path: Path, number: int, atoms: Atoms) -> Row:
-    info = {**atoms.info, **atoms.info.get("key_value_pairs", {})}
-    crystal_id = str(info.get("material_id", f"{path.stem}-{number}"))
+    info = {**atoms.info, **atoms.info.get("data", {}), **atoms.info.get("key_value_pairs", {})}
+    crystal_id = str(info.get("material_id", info.get("id", f"{path.stem}-{number}")))
     properties = {
         str(name): float(value)
         for name, value in info.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and name not in _IDS
     }
 
     def read() -> RawCrystal:

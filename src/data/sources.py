@@ -80,7 +80,9 @@ class TableSource:
         found = [folder / f"{split}{suffix}" for suffix in TABLE_SUFFIXES if (folder / f"{split}{suffix}").is_file()]
         if not found:
             present = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) if folder.is_dir() else "no folder"
-            raise DataError(f"{self.name}, split {split}: no {split}.csv (.csv.gz, .feather, .parquet) in {folder} ({present})")
+            raise DataError(
+                f"{self.name}, split {split}: no {split}.csv (.csv.gz, .feather, .parquet) in {folder} ({present})"
+            )
         return found[0]
 
     def load(self, split: Split) -> CrystalDataset:
@@ -93,7 +95,7 @@ class TableSource:
         return cached(target, lambda: _read_logged(path, self.max_atoms, self.strict))
 
 
-def _read_logged(path: Path, max_atoms: int | None, strict: bool) -> CrystalDataset:  # noqa: FBT001
+def _read_logged(path: Path, max_atoms: int | None, strict: bool) -> CrystalDataset:
     log.info("reading %s", path)
     return read_table(path, max_atoms=max_atoms, strict=strict)
 
@@ -140,8 +142,8 @@ class FileSource:
             raise ConfigError("data.source.path: got nothing; expected a folder of CIFs, or a file that ASE reads")
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
             raise ConfigError(
-                f"data.source: got val_fraction {val_fraction} and test_fraction {test_fraction}; expected shares of at "
-                "least 0 that leave something to train on"
+                f"data.source: got val_fraction {val_fraction} and test_fraction {test_fraction}; expected shares of "
+                "at least 0 that leave something to train on"
             )
         self.name, self.source = name, Path(path).expanduser()
         self.fractions, self.seed = {"val": val_fraction, "test": test_fraction}, seed
@@ -191,7 +193,7 @@ class PrototypeSource:
         from src.data.prototypes import PROTOTYPES_VERSION
 
         key = f"v{PROTOTYPES_VERSION}-n{self.num_crystals}-a{self.max_atoms}-s{self.seed}"
-        paths = {name: self.cache / self.name / f"{name}-{key}.safetensors" for name in SPLITS}
+        paths: dict[Split, Path] = {name: self.cache / self.name / f"{name}-{key}.safetensors" for name in SPLITS}
         return cached(paths[split], lambda: self._build(paths, split))
 
     def _build(self, paths: dict[Split, Path], split: Split) -> CrystalDataset:

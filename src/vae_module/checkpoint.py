@@ -68,7 +68,7 @@ def read(path: Path, *, plain_data_only: bool) -> dict[str, Any]:
         from src.vae_module.chemeleon2 import convert
 
         return convert(path)
-    except Exception as error:  # noqa: BLE001  torch raises nearly anything on damaged files
+    except Exception as error:
         raise CheckpointError(f"{path}: damaged checkpoint ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict) or KEY not in content:
         keys = ", ".join(map(str, content))[:200] if isinstance(content, dict) else type(content).__name__

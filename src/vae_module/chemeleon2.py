@@ -12,7 +12,7 @@ import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -43,14 +43,16 @@ class Inert:
 
     name = ""
 
-    def __new__(cls, *_: object, **__: object) -> Inert:
+    def __new__(cls, *_: object, **__: object) -> Self:
+        """Take any arguments, as pickles call it."""
         return super().__new__(cls)
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        self.args, self.kwargs, self.state = args, kwargs, {}
+        self.args, self.kwargs = args, kwargs
+        self.state: Any = {}
         self.items: dict[Any, Any] = {}
 
-    def __setstate__(self, state: object) -> None:
+    def __setstate__(self, state: Any) -> None:
         self.state = state
 
     def __setitem__(self, key: object, value: object) -> None:
@@ -123,11 +125,11 @@ def read_inert(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             if len(pickles) != 1:
-                raise CheckpointError(f"{path}: damaged checkpoint, expected one data.pkl, found {len(pickles)}")
+                _refuse(path, f"expected one data.pkl, found {len(pickles)}")
             content = _Reader(path, archive, pickles[0].removesuffix("/data.pkl")).load()
     except CheckpointError:
         raise
-    except Exception as error:  # noqa: BLE001  a damaged pickle raises nearly anything
+    except Exception as error:
         raise CheckpointError(f"{path}: damaged checkpoint ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dict in the checkpoint, found {type(content).__name__}")
@@ -149,7 +151,10 @@ def convert(path: Path) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         _refuse(path, f"{type(error).__name__}: {error}")
     state_dict = {f"vae.{name}": value.clone() for name, value in weights.items()}
-    return {"state_dict": state_dict, KEY: metadata("vae", config, {"dataset": f"unknown (converted from {path.name})"})}
+    return {
+        "state_dict": state_dict,
+        KEY: metadata("vae", config, {"dataset": f"unknown (converted from {path.name})"}),
+    }
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:

@@ -54,9 +54,9 @@ def check_finite(losses: Mapping[str, Tensor], batch: TrainingBatch, datamodule:
         return
     rows = batch.indices.tolist()
     names = datamodule.train_ids(rows) if datamodule is not None else [str(row) for row in rows]
-    parts = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
+    parts = ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in losses.items())
     raise TrainingError(
         f"the loss is not finite ({parts}) for the batch of {len(names)} crystals {', '.join(names[:20])}"
-        f"{' …' if len(names) > 20 else ''}. The last checkpoint is good: look at these crystals, or lower the learning "
+        f"{' …' if len(names) > 20 else ''}. The last checkpoint is good: look at these crystals or lower the learning "
         "rate, then continue with resume_from="
     )

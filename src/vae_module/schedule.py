@@ -32,8 +32,6 @@ class WarmupCosine(LambdaLR):
         warmup_steps = min(warmup_steps, total_steps // 2)
 
         def factor(step: int) -> float:
-            return warmup_cosine_factor(
-                step, total_steps=total_steps, warmup_steps=warmup_steps, min_factor=min_factor
-            )
+            return warmup_cosine_factor(step, total_steps=total_steps, warmup_steps=warmup_steps, min_factor=min_factor)
 
         super().__init__(optimizer, factor)

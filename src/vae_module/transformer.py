@@ -22,6 +22,11 @@ def check_choice(key: str, got: object, allowed: tuple[object, ...]) -> None:
         raise ConfigError(f"{key}: got {got!r}; expected one of {', '.join(map(repr, allowed))}")
 
 
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """Return a context without autocast: what is read off or turned into geometry stays in float32 under bf16-mixed."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 @dataclass(frozen=True, eq=False)
 class PaddingPlan:
     """Where each of N tokens stands in a (B, M) grid, M the largest crystal's number of atoms."""
@@ -158,7 +163,7 @@ class Transformer(nn.Module):
 
 
 def sinusoidal_positions(token_idx: Int[Tensor, "N"], d_model: int) -> Float[Tensor, "N D"]:
-    """Return the positional table of the published format: sin and cos of i·π / 2048^(2k/d), k = 0..d/2-1, sines first."""
+    """Return the published format's positional table: sin and cos of i·π / 2048^(2k/d), k = 0..d/2-1, sines first."""
     k = torch.arange(d_model // 2, device=token_idx.device, dtype=torch.float32)
     phase = token_idx[:, None] * torch.pi / 2048 ** (2 * k / d_model)
     return torch.cat((phase.sin(), phase.cos()), dim=-1)

@@ -14,13 +14,13 @@ from src.data.lattice import bound_angles, lattice_from_parameters, periodic_dif
 from src.errors import ConfigError
 from src.vae_module.decoders.transformer import DecodedCrystals
 from src.vae_module.distribution import DiagonalGaussianDistribution
-from src.vae_module.transformer import check_choice
+from src.vae_module.transformer import check_choice, full_precision
 
 CoordLoss = Literal["periodic", "mse"]
 SCALED_LENGTH_RANGE = (0.5, 60.0)
 """Decoded lengths / n^(1/3) are clamped to this range (Å); MP-20 spans 1.03 to 20.1."""
 MIN_VOLUME_PER_ATOM = 2.0
-"""Smaller decoded cells are blown up to this (Å^3); diamond has 5.7, the densest crystal of MP-20 more than 3."""
+"""Smaller decoded cells are blown up to this (Å^3); the densest crystals of MP-20 and diamond have 5.7."""
 
 
 @runtime_checkable
@@ -29,7 +29,9 @@ class Encoder(Protocol):
 
     d_model: int
 
-    def __call__(self, crystals: CrystalBatch) -> Float[Tensor, "N D"]: ...
+    def __call__(self, crystals: CrystalBatch) -> Float[Tensor, "N D"]:
+        """Encode crystals."""
+        ...
 
 
 @runtime_checkable
@@ -40,7 +42,9 @@ class Decoder(Protocol):
     atom_type_predict: bool
     atom_type_input: bool
 
-    def __call__(self, tokens: Float[Tensor, "N D"], crystals: CrystalBatch) -> DecodedCrystals: ...
+    def __call__(self, tokens: Float[Tensor, "N D"], crystals: CrystalBatch) -> DecodedCrystals:
+        """Decode hidden vectors for crystals of known atom counts."""
+        ...
 
 
 class CrystalVAE(nn.Module):
@@ -82,7 +86,8 @@ class CrystalVAE(nn.Module):
 
     def posterior(self, hidden: Float[Tensor, "N D"]) -> DiagonalGaussianDistribution:
         """Return the posterior of the latents for the encoder's output."""
-        return DiagonalGaussianDistribution(self.quant_conv(hidden).float())
+        with full_precision(hidden):
+            return DiagonalGaussianDistribution(self.quant_conv(hidden.float()))
 
     def encode(self, crystals: CrystalBatch) -> DiagonalGaussianDistribution:
         """Return q(z | crystal), one Gaussian over `latent_dim` numbers an atom."""

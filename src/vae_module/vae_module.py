@@ -86,7 +86,7 @@ class VAEModule(L.LightningModule):
         return self.vae.atom_type_predict
 
     def encode(self, batch: CrystalBatch | Batch) -> dict[str, Any]:
-        """Encode crystals: {"posterior", "x": encoder output (N, D), "atom_types", "num_atoms", "batch", "token_idx"}."""
+        """Encode: {"posterior", "x": encoder output (N, D), "atom_types", "num_atoms", "batch", "token_idx"}."""
         crystals = as_crystals(batch)
         hidden = self.vae.hidden(crystals)
         return {
@@ -130,7 +130,7 @@ class VAEModule(L.LightningModule):
         return output
 
     def reconstruct(self, decoder_out: Mapping[str, Tensor], batch: CrystalBatch | Batch) -> CrystalBatch:
-        """Turn what `decode` returned into crystals with the atom counts of `batch` (and its elements if not decoded)."""
+        """Turn what `decode` returned into crystals with the atom counts of `batch` (and its elements if not told)."""
         decoded = DecodedCrystals(
             atom_logits=decoder_out.get("atom_types"),
             frac_coords=decoder_out["frac_coords"],
@@ -171,7 +171,7 @@ class VAEModule(L.LightningModule):
     # ---- training ----------------------------------------------------------------------------------------------------
 
     def losses(self, batch: TrainingBatch, *, training: bool) -> dict[str, Tensor]:
-        """Return the weighted `loss` and its unweighted parts; in training with augmentation, noise and a sampled latent."""
+        """Return the weighted `loss` and its unweighted parts; training augments, adds noise and samples the latent."""
         target = batch.crystals
         if training:
             generator = batch.generator()
@@ -224,11 +224,11 @@ class VAEModule(L.LightningModule):
         self.log_dict({**rest, "train/kl_weight": self.loss_weights["kl"]}, batch_size=shard.crystals.num_graphs)
         return losses["loss"]
 
-    def validation_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Log losses and reconstruction errors with the posterior mean."""
         self._evaluation_step(batch, "val")
 
-    def test_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> None:
+    def test_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Log losses and reconstruction errors with the posterior mean."""
         self._evaluation_step(batch, "test")
 
@@ -248,6 +248,8 @@ class VAEModule(L.LightningModule):
         if self.config["optimizer"] is None:
             raise ConfigError("vae_module.optimizer: got null; training needs one, for example torch.optim.AdamW")
         optimizer = build("optimizer", self.config["optimizer"], params=list(self.parameters()))
+        # Unscale before the step, also where it is fused: Lightning refuses to clip gradients of those that do it inside.
+        optimizer._step_supports_amp_scaling = False
         if self.config["scheduler"] is None:
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)

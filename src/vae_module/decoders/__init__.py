@@ -1,0 +1,1 @@
+"""From one latent vector an atom back to crystals."""

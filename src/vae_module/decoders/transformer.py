@@ -18,6 +18,7 @@ from src.vae_module.transformer import (
     PaddingPlan,
     Transformer,
     check_choice,
+    full_precision,
     mean_over_atoms,
     sinusoidal_positions,
 )
@@ -97,13 +98,17 @@ class TransformerDecoder(nn.Module):
         if self.positions == "sinusoidal":
             tokens = tokens + sinusoidal_positions(crystals.token_idx, self.d_model)
         hidden = self.transformer(tokens, PaddingPlan.of(crystals))
-        coords = self.frac_coords_head(hidden).float()
+        with full_precision(hidden):
+            return self._read_off(hidden.float(), crystals)
+
+    def _read_off(self, hidden: Float[Tensor, "N D"], crystals: CrystalBatch) -> DecodedCrystals:
+        coords = self.frac_coords_head(hidden)
         vectors = coords.view(-1, 3, 2) if self.coord_output == "circle" else None
         if vectors is not None:
             coords = wrap(torch.atan2(vectors[..., 1], vectors[..., 0]) / (2 * torch.pi))
-        lattice = self.lattice_head(mean_over_atoms(hidden, crystals)).float()
+        lattice = self.lattice_head(mean_over_atoms(hidden, crystals))
         return DecodedCrystals(
-            atom_logits=None if self.atom_types_head is None else self.atom_types_head(hidden).float(),
+            atom_logits=None if self.atom_types_head is None else self.atom_types_head(hidden),
             frac_coords=coords,
             coord_vectors=vectors,
             lengths_scaled=lattice[:, :3],

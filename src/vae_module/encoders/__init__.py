@@ -1,0 +1,1 @@
+"""From crystals to one hidden vector an atom."""

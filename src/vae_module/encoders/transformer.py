@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from src.data.batch import CrystalBatch
 from src.errors import ConfigError
-from src.vae_module.transformer import Activation, PaddingPlan, Transformer, check_choice, sinusoidal_positions
+from src.vae_module.transformer import (
+    Activation,
+    PaddingPlan,
+    Transformer,
+    check_choice,
+    full_precision,
+    sinusoidal_positions,
+)
 
 CoordFeatures = Literal["fourier", "linear"]
 LatticeFeatures = Literal["parameters", "matrix"]
@@ -23,7 +30,7 @@ class TransformerEncoder(nn.Module):
     `coord_features`: "fourier" sees sin and cos of 2πk·f for k = 1..`num_frequencies`, so the two ends of the cell are
     one place; "linear" sees the three numbers. `lattice_features`: "parameters" sees the scaled lengths and the angles,
     the same for every rotation; "matrix" sees the nine numbers. `positions`: "none" leaves atoms unordered, so that
-    permuting them permutes the output; "sinusoidal" marks each with its place in the list, as the published format does.
+    permuting them permutes the output; "sinusoidal" marks each with its place in the list, as the published format.
     """
 
     def __init__(
@@ -66,11 +73,12 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, crystals: CrystalBatch) -> Float[Tensor, "N D"]:
         """Return one hidden vector of `d_model` numbers an atom."""
-        tokens = (
-            self.atom_type_embedder(crystals.atom_types)
-            + self.lattices_embedder(self._lattice_features(crystals))[crystals.batch]
-            + self.frac_coords_embedder(self._coord_features(crystals.frac_coords))
-        )
+        with full_precision(crystals.frac_coords):
+            tokens = (
+                self.atom_type_embedder(crystals.atom_types)
+                + self.lattices_embedder(self._lattice_features(crystals))[crystals.batch]
+                + self.frac_coords_embedder(self._coord_features(crystals.frac_coords))
+            )
         if self.positions == "sinusoidal":
             tokens = tokens + sinusoidal_positions(crystals.token_idx, self.d_model)
         return self.transformer(tokens, PaddingPlan.of(crystals))

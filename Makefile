@@ -1,0 +1,50 @@
+# make demo: install, train on the embedded data, reconstruct, sample, write CIFs.   make test: install, lint, types, tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+
+.PHONY: install install-dev demo test lint types fuzz mutants wheel clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+install: $(VENV)/.installed
+
+install-dev: $(VENV)/.installed-dev
+
+demo: install
+	$(BIN)/python -c "import shutil; shutil.rmtree('$(DEMO)', ignore_errors=True)"
+	$(BIN)/crystalvae-train experiment=prototypes/vae_dng output_dir=$(DEMO)
+	$(BIN)/crystalvae-evaluate ckpt_path=$(DEMO)/checkpoints/best.ckpt split=val num_crystals=500 output=$(DEMO)/reconstruction.json
+	$(BIN)/crystalvae-sample ckpt_path=$(DEMO)/checkpoints/best.ckpt num_samples=100 output_dir=$(DEMO)/samples
+	@echo "demo: run in $(DEMO)/, match rate in $(DEMO)/reconstruction.json, crystals in $(DEMO)/samples/*.cif"
+
+test: install-dev lint types
+	$(BIN)/python -m pytest -n auto
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install-dev
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+fuzz: install-dev
+	$(BIN)/python tests/fuzz.py --count 1000 --seed 0
+
+mutants: install-dev
+	$(BIN)/python tests/mutants.py
+
+wheel: install-dev
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) build dist $(DEMO)
