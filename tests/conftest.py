@@ -36,7 +36,7 @@ def parity_dir() -> Path:
 
 @pytest.fixture
 def without_type_checks() -> Iterator[None]:
-    """Let wrong arguments reach the code itself, for tests of its own errors: the suite's annotation checks come first."""
+    """Let wrong arguments reach the code itself, past the suite's annotation checks: for tests of its own errors."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield

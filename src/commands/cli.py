@@ -50,7 +50,7 @@ def run_command(config_name: str, command: Callable[[DictConfig], str]) -> None:
         except OmegaConfBaseException as error:
             errors.print(f"[bold red]error:[/] config: {_escape(' '.join(str(error).split()))}")
             sys.exit(1)
-        if _is_main_process():
+        if is_main_process():
             Console(highlight=False, soft_wrap=True).print(_escape(message))
 
     try:
@@ -82,8 +82,9 @@ def _check_required(config: DictConfig) -> None:
         raise ConfigError(f"missing on the command line: {', '.join(f'{key}=…' for key in missing)}")
 
 
-def _is_main_process() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+def is_main_process() -> bool:
+    """Say whether this is the process of rank 0, as Lightning, torchrun and Slurm tell their processes at the start."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def _escape(text: str) -> str:

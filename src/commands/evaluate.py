@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
 
+from src.commands import arguments
 from src.commands.cli import config_dir
 from src.commands.device import choose_device
 from src.data.batch import CrystalBatch
@@ -29,19 +30,24 @@ def evaluate(config: DictConfig) -> str:
     """Reconstruct with the posterior mean, measure, print a table and write a JSON; returns what to tell the user."""
     if config.split not in SPLITS:
         raise ConfigError(f"split: got {config.split!r}; expected one of {', '.join(SPLITS)}")
+    ckpt_path = arguments.path("ckpt_path", config.ckpt_path)
+    count = None if config.num_crystals is None else arguments.positive("num_crystals", config.num_crystals)
+    seed = arguments.whole("seed", config.seed)
+    batch_size = arguments.positive("batch_size", config.batch_size)
+    n_jobs = -1 if config.n_jobs == -1 else arguments.positive("n_jobs", config.n_jobs)
     device = choose_device(config.device)
-    module = VAEModule.load_from_checkpoint(config.ckpt_path, map_location=device)
-    dataset = choose_crystals(_datamodule(config, module).dataset(config.split), config.num_crystals, config.seed)
-    predictions = reconstruct_all(module, dataset.crystals, config.batch_size)
-    report = reconstruction_metrics(dataset.crystals, predictions, n_jobs=config.n_jobs)
+    module = VAEModule.load_from_checkpoint(ckpt_path, map_location=device)
+    dataset = choose_crystals(_datamodule(config, module).dataset(config.split), count, seed)
+    predictions = reconstruct_all(module, dataset.crystals, batch_size)
+    report = reconstruction_metrics(dataset.crystals, predictions, n_jobs=n_jobs)
     Console(soft_wrap=False).print(format_table(report))
-    output = Path(config.output or Path(config.ckpt_path).with_name(f"evaluation-{config.split}.json")).expanduser()
+    output = Path(config.output or ckpt_path.with_name(f"evaluation-{config.split}.json")).expanduser()
     extra = {
         "ckpt_path": str(config.ckpt_path),
         "dataset": module.statistics.get("dataset") if config.get("data") is None else config.data.source.name,
         "split": config.split,
         "num_crystals": len(dataset),
-        "seed": config.seed,
+        "seed": seed,
         "latent": "posterior mean",
         "package_versions": package_versions(),
     }
@@ -54,8 +60,6 @@ def choose_crystals(dataset: CrystalDataset, count: int | None, seed: int) -> Cr
     """Return a seeded choice of `count` crystals in the data set's order, or all where that is null."""
     if count is None or count >= len(dataset):
         return dataset
-    if count < 1:
-        raise ConfigError(f"num_crystals: got {count}; expected at least 1, or null for all")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     return dataset.subset(order[:count].sort().values)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from src.commands import arguments
 from src.commands.device import choose_device
 from src.data.batch import MAX_ATOMIC_NUMBER, CrystalBatch
 from src.data.writers import FORMATS, write_crystals
@@ -28,14 +28,16 @@ def sample(config: DictConfig) -> str:
     """Sample as `config` says; returns what to tell the user at the end."""
     from src.data.output_dir import check_output_dir
 
-    count = _positive("num_samples", config.num_samples)
-    batch_size = _positive("batch_size", config.batch_size)
-    seed = _whole("seed", config.seed)
+    count = arguments.positive("num_samples", config.num_samples)
+    batch_size = arguments.positive("batch_size", config.batch_size)
+    seed = arguments.whole("seed", config.seed)
+    temperature = arguments.number("temperature", config.temperature)
     formats = _formats(config.formats)
-    output_dir = Path(config.output_dir).expanduser()
+    output_dir = arguments.path("output_dir", config.output_dir)
+    ckpt_path = arguments.path("ckpt_path", config.ckpt_path)
     check_output_dir(output_dir, overwrite=config.overwrite)
     device = choose_device(config.device)
-    module = VAEModule.load_from_checkpoint(config.ckpt_path, map_location=device)
+    module = VAEModule.load_from_checkpoint(ckpt_path, map_location=device)
     generator = torch.Generator().manual_seed(seed)
     template = sample_template(
         module,
@@ -47,13 +49,13 @@ def sample(config: DictConfig) -> str:
     )
     log.info("decoding standard normal noise: this checkpoint holds no learned prior")
     started = time.perf_counter()
-    crystals = _sample_batches(module, template, batch_size, float(config.temperature), generator)
+    crystals = _sample_batches(module, template, batch_size, temperature, generator)
     seconds = time.perf_counter() - started
     facts = describe(crystals)
     info = {
         "ckpt_path": str(config.ckpt_path),
         "seed": seed,
-        "temperature": float(config.temperature),
+        "temperature": temperature,
         "latents": "standard normal noise",
         "versions": package_versions(),
     }
@@ -98,7 +100,7 @@ def sample_template(
             f"num_atoms: got {len(counts)} numbers for num_samples={count}; expected one each, or one number"
         )
     for size in counts:
-        _positive("num_atoms", size)
+        arguments.positive("num_atoms", size)
     _warn_unseen(set(counts), seen)
     return CrystalBatch.empty(counts)
 
@@ -120,7 +122,7 @@ def _composition_template(
         raise ConfigError("num_atoms and composition exclude each other: say the size of the cell with formula_units=")
     unit = parse_composition(formula)
     if formula_units is not None:
-        sizes = [_positive("formula_units", formula_units)]
+        sizes = [arguments.positive("formula_units", formula_units)]
         _warn_unseen({sizes[0] * len(unit)}, seen)
     else:
         sizes = list(range(1, max(seen, default=0) // len(unit) + 1)) or [1]
@@ -187,15 +189,3 @@ def _formats(value: object) -> list[str]:
             f"formats: got {value}; expected a list of some of {', '.join(FORMATS)}, such as [cif,extxyz]"
         )
     return formats
-
-
-def _whole(key: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ConfigError(f"{key}: got {value!r}; expected a whole number, at least 0")
-    return value
-
-
-def _positive(key: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{key}: got {value!r}; expected a whole number, at least 1")
-    return value

@@ -14,8 +14,10 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
+from src.commands.cli import is_main_process
 from src.errors import CheckpointError, ConfigError, OutputError
 from src.vae_module import checkpoint as checkpoints
 from src.vae_module.build import build
@@ -44,7 +46,9 @@ def train(config: DictConfig) -> str:
     if resume is not None:
         _check_same_model(module, resume)
     datamodule.prepare_data()  # a data set that is not there is said before a run folder exists
-    started = _start_run(config, output_dir, resumed_from=resume)
+    started = time.time()
+    if is_main_process():  # elsewhere the run folder's name may hold another second
+        _start_run(config, output_dir, resumed_from=resume)
     callbacks = _build_all("callbacks", config.callbacks)
     loggers = _build_all("logger", config.logger)
     trainer: L.Trainer = build(
@@ -52,11 +56,20 @@ def train(config: DictConfig) -> str:
     )
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    except MisconfigurationException as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     finally:
-        status = "interrupted" if trainer.interrupted else "finished" if not sys.exc_info()[0] else "failed"
+        status = _status(sys.exc_info()[1])
         if trainer.is_global_zero:
             _end_run(output_dir, trainer, status=status, seconds=time.time() - started)
+            if status == "interrupted":  # Lightning ends the process here
+                log.warning("%s", _farewell(output_dir, trainer, status))
     return _farewell(output_dir, trainer, status)
+
+
+def _status(error: BaseException | None) -> str:
+    # Lightning turns Ctrl-C and SIGTERM into SystemExit; its own `trainer.interrupted` is true for any error.
+    return "finished" if error is None else "interrupted" if isinstance(error, SystemExit) else "failed"
 
 
 def _resume_checkpoint(config: DictConfig) -> Path | None:
@@ -103,7 +116,7 @@ def _build_all(name: str, group: DictConfig | None) -> list[Any]:
     return [build(f"{name}.{key}", value) for key, value in entries.items() if value is not None]
 
 
-def _start_run(config: DictConfig, output_dir: Path, *, resumed_from: Path | None) -> float:
+def _start_run(config: DictConfig, output_dir: Path, *, resumed_from: Path | None) -> None:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         if not os.access(output_dir, os.W_OK):
@@ -121,7 +134,6 @@ def _start_run(config: DictConfig, output_dir: Path, *, resumed_from: Path | Non
     }
     write_text(output_dir / "config.yaml", OmegaConf.to_yaml(config))
     write_text(output_dir / "run.json", json.dumps(description, indent=2))
-    return time.time()
 
 
 def _end_run(output_dir: Path, trainer: L.Trainer, *, status: str, seconds: float) -> None:

@@ -28,8 +28,8 @@ class CrystalBatch:
     """B crystals with N atoms altogether; immutable, and everything not listed here is derived where it is read.
 
     Letters: N atoms, B crystals. Lattice rows are vectors in Å. `frac_coords` are in [0, 1): every reader, `from_…`
-    method and augmentation wraps them, while the constructor keeps what it is given, because the published checkpoint format
-    distinguishes 1.0 from 0.0. `properties` holds optional values per crystal, NaN where unknown.
+    method and augmentation wraps them, while the constructor keeps what it is given, because the published checkpoint
+    format distinguishes 1.0 from 0.0. `properties` holds optional values per crystal, NaN where unknown.
 
     Raises `ValueError` naming the field, the expected and the given shape.
     """
@@ -191,6 +191,13 @@ class CrystalBatch:
         properties = {name: v.to(device, non_blocking=non_blocking) for name, v in self.properties.items()}
         return CrystalBatch(**moved, properties=properties)
 
+    def detach(self) -> CrystalBatch:
+        """Return the batch without gradients."""
+        properties = {name: values.detach() for name, values in self.properties.items()}
+        return self.replace(
+            frac_coords=self.frac_coords.detach(), lattices=self.lattices.detach(), properties=properties
+        )
+
     def replace(self, **changes: Tensor | Mapping[str, Tensor]) -> CrystalBatch:
         """Return a copy with some fields exchanged."""
         current = {item.name: getattr(self, item.name) for item in fields(self)}
@@ -304,7 +311,7 @@ class CrystalBatch:
 
     def to_arrays(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Return one (atomic numbers, fractional coordinates, lattice) triple of float64 arrays a crystal."""
-        host = self.to("cpu")
+        host = self.detach().to("cpu")
         counts = host.num_atoms.tolist()
         return [
             (numbers.numpy(), coords.double().numpy(), lattice.double().numpy())

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.data.dataset import process_alive
+from src.data.output_dir import process_alive
 from src.errors import DataError
 
 if TYPE_CHECKING:

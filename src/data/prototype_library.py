@@ -66,8 +66,8 @@ class Prototype:
         return float(abs(np.linalg.det(self.lattice)))
 
 
-@lru_cache(maxsize=2)
-def load_prototypes(max_atoms: int = 20) -> tuple[Prototype, ...]:
+@lru_cache(maxsize=4)
+def load_prototypes(max_atoms: int) -> tuple[Prototype, ...]:
     """Read the AFLOW prototypes with at most `max_atoms` atoms in the primitive cell, in the library's order."""
     from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
     from pymatgen.core import Element, Structure
@@ -83,12 +83,15 @@ def load_prototypes(max_atoms: int = 20) -> tuple[Prototype, ...]:
         found = _primitive_niggli(structure)
         if found is not None and len(found[0].numbers) <= max_atoms:
             crystal, spacegroup_number = found
-            parents.append((name, Structure(crystal.lattice, crystal.numbers, crystal.frac_coords), spacegroup_number))
+            parents.append(
+                (name, Structure(crystal.lattice, crystal.numbers.tolist(), crystal.frac_coords), spacegroup_number)
+            )
     families, twins = _group([structure for _, structure, _ in parents], [number for _, _, number in parents])
     prototypes = []
     for i, (name, structure, spacegroup_number) in enumerate(parents):
         elements, species = np.unique(structure.atomic_numbers, return_inverse=True)
-        contacts = find_contacts(structure, species, elements)
+        charges = guess_charges(structure, [Element.from_Z(int(number)) for number in elements])
+        contacts = find_contacts(structure, species, elements, charges)
         if not MIN_CONTACT <= contacts.relative(elements[None])[0] <= MAX_CONTACT:
             continue  # a slip in the library, or atoms for which covalent radii say nothing
         prototypes.append(
@@ -99,7 +102,7 @@ def load_prototypes(max_atoms: int = 20) -> tuple[Prototype, ...]:
                 species=species,
                 elements=elements,
                 spacegroup_number=spacegroup_number,
-                charges=guess_charges(structure, [Element.from_Z(int(number)) for number in elements]),
+                charges=charges,
                 contacts=contacts,
                 family=families[i],
                 twins=twins[i],
@@ -112,7 +115,7 @@ def _primitive_niggli(structure: Structure) -> tuple[RawCrystal, int] | None:
     """Return the primitive Niggli cell, rebuilt from its parameters, and the number of the space group."""
     import spglib
 
-    cell = (structure.lattice.matrix, structure.frac_coords, list(structure.atomic_numbers))
+    cell = (structure.lattice.matrix.tolist(), structure.frac_coords.tolist(), list(structure.atomic_numbers))
     primitive = spglib.find_primitive(cell, symprec=SYMPREC)
     symmetry = spglib.get_symmetry_dataset(cell, symprec=SYMPREC)
     if primitive is None or symmetry is None:
@@ -151,10 +154,12 @@ def _group(structures: Sequence[Structure], spacegroup_numbers: Sequence[int]) -
 
 def _show_if_slow(items: Sequence[tuple[int, int]], description: str) -> Iterator[tuple[int, int]]:
     """Yield the items, with a progress bar from `PATIENCE` seconds on."""
+    from rich.console import Console
     from rich.progress import Progress
 
+    console = Console(stderr=True)
     start = time.monotonic()
-    progress = Progress(transient=True)
+    progress = Progress(console=console, transient=True, disable=not console.is_terminal)
     try:
         for done, item in enumerate(items):
             if not progress.tasks and time.monotonic() - start > PATIENCE:

@@ -148,7 +148,7 @@ def _check_arguments(crystals: CrystalBatch, table: pd.DataFrame, formats: Seque
 
 
 def _records(crystals: CrystalBatch, ids: list[str]) -> list[_Record]:
-    host = crystals.to("cpu")
+    host = crystals.detach().to("cpu")
     lattices, frac_coords = host.lattices.double(), host.frac_coords.double()
     # -f · -L = f · L: the same atoms in a right-handed cell, so that lengths and angles say everything.
     sign = torch.where(torch.linalg.det(lattices) < 0, -1.0, 1.0).double()

@@ -189,7 +189,7 @@ def write_report(
 
 
 def _double(crystals: CrystalBatch) -> CrystalBatch:
-    host = crystals.to("cpu")
+    host = crystals.detach().to("cpu")
     return host.replace(frac_coords=host.frac_coords.double(), lattices=host.lattices.double())
 
 

@@ -38,7 +38,7 @@ def describe(crystals: CrystalBatch) -> pd.DataFrame:
     """
     import pandas as pd
 
-    host = crystals.to("cpu")
+    host = crystals.detach().to("cpu")
     numbers, counts = host.atom_types.numpy(), host.num_atoms.numpy()
     lattices, frac_coords = host.lattices.double().numpy(), host.frac_coords.double().numpy()
     owner = np.repeat(np.arange(len(counts)), counts)

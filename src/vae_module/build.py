@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from src.errors import CheckpointError, ConfigError, CrystalVAEError
 
@@ -23,26 +27,43 @@ def to_plain(config: Any) -> Any:
 def check_targets(config: Any, *, trusted: Sequence[str] = ()) -> None:
     """Raise `CheckpointError` where a config names a `_target_` outside `TRUSTED_TARGETS` and `trusted`.
 
-    Loading a checkpoint builds what its config names, so a hostile one could otherwise name any callable.
+    Loading a checkpoint builds what its config names, so a hostile one could otherwise name any callable: also one that
+    a trusted module merely imports (`….checkpoint.os.system`), or one that an interpolation makes up.
     """
     allowed = (*TRUSTED_TARGETS, *trusted)
-    for target in _targets(config):
-        if not isinstance(target, str) or not target.startswith(allowed):
+    for key, value in _entries(config):
+        if isinstance(value, str) and "${" in value:
             raise CheckpointError(
-                f"the checkpoint's config asks for {target!r}, which is not one of this package's parts. If you trust "
-                f"where it comes from, pass trusted_targets=[{str(target).rpartition('.')[0] + '.'!r}] when loading"
+                f"the checkpoint's config holds an interpolation, {key}: {value!r}; expected plain data"
+            )
+        if key == "_target_" and not (
+            isinstance(value, str) and value.startswith(allowed) and _is_part(value, allowed)
+        ):
+            raise CheckpointError(
+                f"the checkpoint's config asks for {value!r}, which is not one of this package's parts. If you trust "
+                f"where it comes from, pass trusted_targets=[{str(value).rpartition('.')[0] + '.'!r}] when loading"
             )
 
 
-def _targets(config: Any) -> Iterator[Any]:
+def _is_part(target: str, allowed: tuple[str, ...]) -> bool:
+    module, _, name = target.rpartition(".")
+    try:
+        part = getattr(import_module(module), name, None)
+    except ImportError:
+        return False
+    parts = (nn.Module, Optimizer, LRScheduler)
+    return isinstance(part, type) and issubclass(part, parts) and f"{part.__module__}.".startswith(allowed)
+
+
+def _entries(config: Any, name: Any = "") -> Iterator[tuple[Any, Any]]:
+    yield name, config
     if isinstance(config, Mapping):
         for key, value in config.items():
-            if key == "_target_":
-                yield value
-            yield from _targets(value)
+            yield "", key
+            yield from _entries(value, key)
     elif isinstance(config, (list, tuple)):
         for value in config:
-            yield from _targets(value)
+            yield from _entries(value, name)
 
 
 def build(name: str, config: Any, **arguments: Any) -> Any:

@@ -9,12 +9,12 @@ import zipfile
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from src.errors import CheckpointError
+from src.errors import CheckpointError, ConfigError
 from src.vae_module.build import check_targets
 
 KEY = "crystalvae"
@@ -22,6 +22,7 @@ KEY = "crystalvae"
 FORMAT_VERSION = 1
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From a format version to the function that turns such a checkpoint into one of the next version."""
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
 _PACKAGES = ("crystalvae", "torch", "lightning", "pymatgen", "ase", "gemmi", "spglib", "numpy")
 
 
@@ -82,7 +83,7 @@ def check_metadata(content: dict[str, Any], kind: str, *, trusted_targets: tuple
     if not isinstance(meta, dict) or not isinstance(meta.get("config"), dict):
         raise CheckpointError(f"damaged checkpoint: {KEY!r} holds no config")
     found = meta.get("format_version")
-    while found in UPGRADES:
+    while isinstance(found, int) and found in UPGRADES:
         meta = UPGRADES[found](meta)
         found = meta["format_version"]
     if found != FORMAT_VERSION:
@@ -103,10 +104,38 @@ def _written_by(meta: Mapping[str, Any]) -> str:
     return str(versions.get(KEY, "of unknown version")) if isinstance(versions, dict) else "of unknown version"
 
 
-def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Load weights, all of them and no others; `CheckpointError` lists what does not fit."""
+def rebuild(
+    kind: type[ModuleType], config: Mapping[str, Any], weights: Mapping[str, Tensor], *, trusted: bool = False
+) -> ModuleType:
+    """Build a model from a checkpoint's config and load its weights; `CheckpointError` where that cannot be done.
+
+    Unless `trusted`, it is first built without memory (torch's meta device) to see whether the weights fit, so that a
+    damaged width does not fill the machine. That asks of parts from elsewhere that they can be built so.
+    """
     try:
-        module.load_state_dict(state_dict)
+        if not trusted:
+            with torch.device("meta"):
+                outline = kind(**config)
+            load_weights(outline, weights, assign=True)
+        module = kind(**config)
+    except CheckpointError:
+        raise
+    except (ConfigError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:500]
+        raise CheckpointError(
+            f"damaged checkpoint: its config does not describe a {kind.__name__} ({reason})"
+        ) from error
+    load_weights(module, weights)
+    return module
+
+
+def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], *, assign: bool = False) -> None:
+    """Load weights, all of them and no others; `CheckpointError` lists what does not fit.
+
+    With `assign` the module takes the given tensors themselves instead of copying them.
+    """
+    try:
+        module.load_state_dict(state_dict, assign=assign)
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:500]
         raise CheckpointError(f"the checkpoint's weights do not fit its config: {reason}") from error

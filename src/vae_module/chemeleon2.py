@@ -7,12 +7,13 @@ become inert placeholders that only remember their state, and any other name is 
 
 from __future__ import annotations
 
+import math
 import pickle
 import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class Inert:
 
     name = ""
 
-    def __new__(cls, *_: object, **__: object) -> Self:
+    def __new__(cls, *_: object, **__: object) -> Inert:
         """Take any arguments, as pickles call it."""
         return super().__new__(cls)
 
@@ -108,6 +109,8 @@ def _entry(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
 
 
 def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
+    if math.prod(size) > storage.numel():
+        raise ValueError(f"a tensor of {size} in a storage of {storage.numel()}")
     return torch.as_strided(storage, size, stride, offset)
 
 

@@ -248,7 +248,7 @@ class VAEModule(L.LightningModule):
         if self.config["optimizer"] is None:
             raise ConfigError("vae_module.optimizer: got null; training needs one, for example torch.optim.AdamW")
         optimizer = build("optimizer", self.config["optimizer"], params=list(self.parameters()))
-        # Unscale before the step, also where it is fused: Lightning refuses to clip gradients of those that do it inside.
+        # Unscale before the step, also where it is fused: Lightning clips no gradients that are unscaled inside it.
         optimizer._step_supports_amp_scaling = False
         if self.config["scheduler"] is None:
             return optimizer
@@ -301,9 +301,9 @@ class VAEModule(L.LightningModule):
         """
         content = checkpoints.read(Path(checkpoint_path), plain_data_only=weights_only)
         meta = checkpoints.check_metadata(content, "vae", trusted_targets=trusted_targets)
-        module = cls(**meta["config"])
+        weights = content["state_dict"]
+        module = checkpoints.rebuild(cls, meta["config"], weights, trusted=bool(trusted_targets))
         module.statistics = meta["statistics"]
-        checkpoints.load_weights(module, content["state_dict"])
         return module.to(map_location).eval()
 
 

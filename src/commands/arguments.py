@@ -1,0 +1,34 @@
+"""Values from the command line, checked: each function returns what it was given, or raises `ConfigError`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from src.errors import ConfigError
+
+
+def whole(key: str, value: object, *, least: int = 0) -> int:
+    """Check for a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{key}: got {value!r}; expected a whole number, at least {least}")
+    return value
+
+
+def positive(key: str, value: object) -> int:
+    """Check for a whole number of at least 1."""
+    return whole(key, value, least=1)
+
+
+def number(key: str, value: object) -> float:
+    """Check for a finite number of at least 0."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not (math.isfinite(value) and value >= 0):
+        raise ConfigError(f"{key}: got {value!r}; expected a number, at least 0")
+    return float(value)
+
+
+def path(key: str, value: object) -> Path:
+    """Check for the name of a file or folder; `~` is the user's home."""
+    if value is None or not str(value):
+        raise ConfigError(f"{key}: got {value!r}; expected the name of a file or folder")
+    return Path(str(value)).expanduser()

@@ -1,0 +1,145 @@
+"""The cache of parsed crystals: all of it or nothing on disk, rebuilt when damaged, and never out of date."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from src.data import dataset as datasets
+from src.data.dataset import CrystalDataset, SkippedRow, cached, load_dataset, save_dataset
+from src.data.readers import content_key
+from src.errors import DataError
+from tests.samples import assert_same_crystals, random_crystals
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def some_crystals() -> CrystalDataset:
+    return CrystalDataset(random_crystals(), ["mp-1", "mp-2", "ü", "4"], [SkippedRow("5", "mp-5", "no atoms")])
+
+
+def never() -> CrystalDataset:
+    raise AssertionError("built although it was there")
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    before = some_crystals()
+    save_dataset(before, tmp_path / "deep" / "set.safetensors")
+    after = load_dataset(tmp_path / "deep" / "set.safetensors")
+    assert_same_crystals(after.crystals, before.crystals, atol=0.0)
+    assert after.crystals.atom_types.dtype == after.crystals.num_atoms.dtype == torch.int64
+    assert torch.equal(after.crystals.properties["energy"], before.crystals.properties["energy"])
+    assert list(after.ids) == list(before.ids)
+    assert list(after.skipped) == list(before.skipped)
+
+
+def test_a_data_set_is_built_once(tmp_path: Path) -> None:
+    path = tmp_path / "set.safetensors"
+    first = cached(path, some_crystals)
+    assert_same_crystals(cached(path, never).crystals, first.crystals, atol=0.0)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set.safetensors"]
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:8] + bytes([content[8] ^ 255]) + content[9:]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[:-10], lambda c: b"", lambda c: c[:50], flipped, lambda c: b"\xff" * 100]
+)
+def test_a_damaged_cache_is_built_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "set.safetensors"
+    save_dataset(some_crystals(), path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match="damaged dataset cache"):
+        load_dataset(path)
+    cached(path, some_crystals)
+    assert "building it again" in caplog.text
+    cached(path, never)
+
+
+def test_nothing_is_left_behind_where_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(tensors: object, path: Path) -> None:
+        path.write_bytes(b"the disk is full after this")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(datasets, "save_file", fail)
+    assert len(cached(tmp_path / "set.safetensors", some_crystals)) == 4  # the crystals are there all the same
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_dead_processes_left_is_removed_and_no_more(tmp_path: Path) -> None:
+    died = subprocess.Popen([sys.executable, "-c", ""])
+    died.wait()
+    stale = tmp_path / f".set.safetensors.{died.pid}.tmp"
+    living = tmp_path / f".set.safetensors.{os.getppid()}.tmp"
+    other = tmp_path / f".other.safetensors.{died.pid}.tmp"
+    for partial in (stale, living, other):
+        partial.write_bytes(b"half")
+    cached(tmp_path / "set.safetensors", some_crystals)
+    assert not stale.exists()
+    assert living.exists()
+    assert other.exists()
+
+
+def test_killed_while_building_the_cache_a_rerun_is_undisturbed(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from src.data import dataset
+from tests.samples import random_crystals
+
+def stall(tensors, path):
+    path.write_bytes(b"half of the file")
+    print("writing", flush=True)
+    time.sleep(60)
+
+dataset.save_file = stall
+dataset.cached(Path(sys.argv[1]), lambda: dataset.CrystalDataset(random_crystals(), ["a", "b", "c", "d"]))
+"""
+    path = tmp_path / "set.safetensors"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        process.kill()  # SIGKILL
+    (partial,) = tmp_path.iterdir()
+    assert partial.suffix == ".tmp"
+    assert list(cached(path, some_crystals).ids) == ["mp-1", "mp-2", "ü", "4"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_key_follows_content_options_and_order_but_not_time_or_folder(tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    first, second, copy = tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "copy" / "a.csv"
+    for path in (first, second, copy):
+        path.write_bytes(b"cif\nx\n")
+    key = content_key([first], max_atoms=20)
+    os.utime(first, (0, 0))
+    assert key == content_key([copy], max_atoms=20)
+    others = [content_key([first], max_atoms=19), content_key([second], max_atoms=20)]
+    first.write_bytes(b"cif\ny\n")
+    others.append(content_key([first], max_atoms=20))
+    assert len({key, *others}) == 4
+
+
+def test_forty_thousand_crystals_come_from_the_cache_in_under_a_second(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    crystals = random_crystals(tuple(int(n) for n in rng.integers(1, 21, 44_476)), rotated=False)
+    save_dataset(CrystalDataset(crystals, [f"mp-{i}" for i in range(44_476)]), tmp_path / "set.safetensors")
+    start = time.process_time()
+    assert len(cached(tmp_path / "set.safetensors", never)) == 44_476
+    assert time.process_time() - start < 1.0
