@@ -346,6 +346,18 @@ def test_coordinates_on_the_circle_are_the_angle_of_their_vector(crystals: Cryst
     torch.testing.assert_close(unit, torch.stack((phase.cos(), phase.sin()), dim=-1), atol=1e-5, rtol=0.0)
 
 
+@pytest.mark.parametrize("name", ["default", "post-norm", "raw, periodic"])
+@torch.no_grad()
+def test_the_lattice_is_read_from_the_mean_over_atoms(name: str) -> None:
+    """Atoms that all have the same latent say together what each says alone, however many they are."""
+    module = tiny_module(**VARIANTS[name])
+    latent = torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
+    alone = module.vae.decode(latent, CrystalBatch.empty([1]))
+    together = module.vae.decode(latent.expand(14, 4), CrystalBatch.empty([2, 5, 7]))
+    torch.testing.assert_close(together.lengths_scaled, alone.lengths_scaled.expand(3, 3), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together.angles, alone.angles.expand(3, 3), atol=1e-4, rtol=1e-4)
+
+
 def test_a_predicted_element_zero_becomes_hydrogen(crystals: CrystalBatch) -> None:
     decoded = decoded_like(crystals.replace(atom_types=torch.zeros_like(crystals.atom_types)))
     assert set(tiny_module().vae.to_crystals(decoded, crystals).atom_types.tolist()) == {1}

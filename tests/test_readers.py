@@ -370,3 +370,11 @@ def test_bytes_that_are_not_utf8_cost_only_their_own_row(tmp_path: Path) -> None
 def test_parse_cif_says_why() -> None:
     with pytest.raises(CrystalError, match="not a readable CIF"):
         parse_cif("data_x\nloop_\n_a\n_b\n1 2 3\n")
+
+
+def test_an_id_that_looks_like_nan_stays_text(tmp_path):
+    from pymatgen.core import Lattice, Structure
+
+    cif = Structure(Lattice.cubic(4.0), ["Na", "N"], [[0, 0, 0], [0.5, 0.5, 0.5]]).to(fmt="cif")
+    pd.DataFrame({"material_id": ["NaN", "0012", ""], "cif": [cif] * 3}).to_csv(tmp_path / "t.csv")
+    assert list(read_table(tmp_path / "t.csv").ids) == ["NaN", "0012", "row-3"]

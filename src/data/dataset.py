@@ -181,7 +181,8 @@ def load_dataset(path: Path) -> CrystalDataset:
         skipped = [SkippedRow(*entry) for entry in _from_bytes(tensors["skipped"])]
         return CrystalDataset(crystals, _from_bytes(tensors["ids"]), skipped)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: damaged dataset cache ({error}); delete the file and run again") from error
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: damaged dataset cache ({reason}); delete the file and run again") from error
 
 
 def cached(path: Path, build: Callable[[], CrystalDataset]) -> CrystalDataset:

@@ -61,7 +61,10 @@ def bound_angles(angles: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
         torch.stack((cos_gamma, one, cos_alpha), dim=-1),
         torch.stack((cos_beta, cos_alpha, one), dim=-1),
     )
-    smallest = torch.linalg.eigvalsh(torch.stack(rows, dim=-2))[..., :1]
+    gram = torch.stack(rows, dim=-2)
+    # The eigenvalues of NaN are an error, not NaN, which would hide where it came from: it is to come back as it was.
+    finite = torch.isfinite(gram).all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
+    smallest = torch.linalg.eigvalsh(torch.where(finite, gram, torch.eye(3).to(gram)))[..., :1]
     in_range = (angles > 0.0) & (angles < math.pi)
     keep = (smallest >= MIN_GRAM_EIGENVALUE) & in_range.all(dim=-1, keepdim=True)
     scale = ((1.0 - MIN_GRAM_EIGENVALUE) / (1.0 - smallest).clamp_min(1e-6)).clamp(max=1.0)

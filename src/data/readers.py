@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from src.data.cif import CrystalError, RawCrystal, parse_cif
+from src.data.cif import CrystalError, RawCrystal, check_lattice, parse_cif
 from src.data.dataset import CrystalDataset, assemble
 from src.errors import DataError
 
@@ -45,6 +45,8 @@ def read_table(
     if "cif" not in frame.columns:
         found = ", ".join(map(repr, list(frame.columns)[:12])) or "none"
         raise DataError(f"{path}: no column 'cif'; found {found[:500]}. Expected CDVAE's format: material_id, cif, …")
+    if frame.columns.duplicated().any():
+        raise DataError(f"{path}: two columns are named {frame.columns[frame.columns.duplicated()][0]!r}; rename one")
     if frame.empty:
         raise DataError(f"{path}: the table has no rows")
     rows = _table_rows(path, frame, malformed)
@@ -61,10 +63,12 @@ def _read_frame(path: Path) -> tuple[pd.DataFrame, dict[int, str]]:
         raise DataError(f"{path}: unknown kind of table; expected one of {', '.join(TABLE_SUFFIXES)}")
     try:
         if path.suffix in {".feather", ".parquet"}:
-            return (pd.read_feather if path.suffix == ".feather" else pd.read_parquet)(path), {}
+            return _read_columns(path), {}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            frame = pd.read_csv(path, low_memory=False, encoding_errors="replace", on_bad_lines="warn")
+            # Ids stay text: "NaN" is one (sodium nitride's formula), and 0012 is not 12.
+            ids = {"material_id": str}
+            frame = pd.read_csv(path, low_memory=False, encoding_errors="replace", on_bad_lines="warn", converters=ids)
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: the file is empty") from error
     except Exception as error:  # parsers of damaged bytes raise nearly anything; all of it means this
@@ -72,6 +76,16 @@ def _read_frame(path: Path) -> tuple[pd.DataFrame, dict[int, str]]:
     # pandas counts records, the header first: "Skipping line 3: expected 9 fields, saw 10" is row 2.
     lines = re.findall(r"Skipping line (\d+): (.*)", "\n".join(str(warning.message) for warning in caught))
     return frame, {int(line) - 1: reason for line, reason in lines}
+
+
+def _read_columns(path: Path) -> pd.DataFrame:
+    import pyarrow.feather
+    import pyarrow.parquet
+
+    read = pyarrow.feather.read_table if path.suffix == ".feather" else pyarrow.parquet.read_table
+    table = read(path, memory_map=False)
+    table.validate(full=True)  # damaged offsets would otherwise be followed into foreign memory
+    return table.to_pandas()
 
 
 def _table_rows(path: Path, frame: pd.DataFrame, malformed: dict[int, str]) -> Iterator[Row]:
@@ -83,7 +97,7 @@ def _table_rows(path: Path, frame: pd.DataFrame, malformed: dict[int, str]) -> I
         while number in malformed:
             yield str(number), "?", partial(_refuse_row, malformed[number]), {}
             number += 1
-        missing = crystal_id is None or crystal_id != crystal_id  # noqa: PLR0124  NaN is what pandas puts there
+        missing = crystal_id in {None, ""} or crystal_id != crystal_id  # noqa: PLR0124  pandas puts NaN there
         name = f"row-{number}" if missing else str(crystal_id)
         yield str(number), name, partial(_parse_cell, cif), {key: values[position] for key, values in numeric.items()}
     for number in sorted(entry for entry in malformed if entry > number):
@@ -174,6 +188,7 @@ def _ase_row(path: Path, number: int, atoms: Atoms) -> Row:
     def read() -> RawCrystal:
         if atoms.cell.rank < 3:
             raise CrystalError("no three-dimensional cell")
+        check_lattice(np.asarray(atoms.cell))
         return RawCrystal(atoms.numbers, atoms.get_scaled_positions(wrap=False), np.asarray(atoms.cell))
 
     return str(number), crystal_id, read, properties

@@ -57,6 +57,7 @@ def read(path: Path, *, plain_data_only: bool) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such checkpoint")
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path}: not a checkpoint, or cut short ({path.stat().st_size} bytes)")
+    _check_sizes(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -77,6 +78,17 @@ def read(path: Path, *, plain_data_only: bool) -> dict[str, Any]:
     return content
 
 
+def _check_sizes(path: Path) -> None:
+    # torch.save never compresses; an archive that unpacks to more than it is could be made to fill the memory.
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+    except Exception as error:
+        raise CheckpointError(f"{path}: damaged checkpoint ({' '.join(str(error).split())[:200]})") from error
+    if claimed > path.stat().st_size:
+        raise CheckpointError(f"{path}: damaged checkpoint, {path.stat().st_size} bytes that claim to hold {claimed}")
+
+
 def check_metadata(content: dict[str, Any], kind: str, *, trusted_targets: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return a checkpoint's description, upgraded to this version; `CheckpointError` where it cannot be used."""
     meta = content.get(KEY)
@@ -86,12 +98,12 @@ def check_metadata(content: dict[str, Any], kind: str, *, trusted_targets: tuple
     while isinstance(found, int) and found in UPGRADES:
         meta = UPGRADES[found](meta)
         found = meta["format_version"]
-    if found != FORMAT_VERSION:
+    if not isinstance(found, int) or found != FORMAT_VERSION:
         raise CheckpointError(
             f"checkpoint format version {found!r}, written by crystalvae {_written_by(meta)}; this crystalvae reads "
             f"version {FORMAT_VERSION}: install a crystalvae at least as new as the one that wrote it"
         )
-    if meta.get("kind") != kind:
+    if not isinstance(meta.get("kind"), str) or meta["kind"] != kind:
         raise CheckpointError(f"the checkpoint holds a {meta.get('kind')!r} model; expected {kind!r}")
     if not isinstance(meta.get("statistics"), dict):
         raise CheckpointError(f"damaged checkpoint: {KEY!r} holds no statistics")
@@ -126,6 +138,9 @@ def rebuild(
             f"damaged checkpoint: its config does not describe a {kind.__name__} ({reason})"
         ) from error
     load_weights(module, weights)
+    broken = [name for name, value in module.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise CheckpointError(f"damaged checkpoint: weights that are NaN or infinite in {', '.join(broken[:3])}")
     return module
 
 

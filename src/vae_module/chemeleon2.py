@@ -7,8 +7,10 @@ become inert placeholders that only remember their state, and any other name is 
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
@@ -66,7 +68,9 @@ class Inert:
 
 class _Reader(pickle.Unpickler):
     def __init__(self, path: Path, archive: zipfile.ZipFile, prefix: str) -> None:
-        super().__init__(archive.open(f"{prefix}/data.pkl"))
+        instructions = _entry(archive, f"{prefix}/data.pkl", path)
+        _check_memo(instructions, path)
+        super().__init__(io.BytesIO(instructions))
         self.path, self.archive, self.prefix = path, archive, prefix
         self.storages: dict[str, Tensor] = {}
 
@@ -106,6 +110,13 @@ def _entry(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
     if info.file_size > min(MAX_ENTRY_BYTES, path.stat().st_size):
         raise CheckpointError(f"{path}: damaged checkpoint, {name} claims {info.file_size} bytes")
     return archive.read(info)
+
+
+def _check_memo(instructions: bytes, path: Path) -> None:
+    # The unpickler makes room for as many objects as the highest number that one is remembered under.
+    for code, number, _ in pickletools.genops(instructions):
+        if code.name in {"PUT", "BINPUT", "LONG_BINPUT"} and not 0 <= int(number or 0) <= len(instructions):
+            raise CheckpointError(f"{path}: damaged checkpoint, its pickle remembers an object under number {number}")
 
 
 def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:

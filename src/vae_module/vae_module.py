@@ -219,9 +219,11 @@ class VAEModule(L.LightningModule):
         shard = batch if isinstance(batch, TrainingBatch) else TrainingBatch.whole(batch)
         losses = self.losses(shard, training=True)
         check_finite(losses, shard, getattr(self._trainer, "datamodule", None))
-        self.log("train/loss", losses["loss"], prog_bar=True, batch_size=shard.crystals.num_graphs)
+        # Each rank's sums are divided by the global batch's share, so their mean over ranks is the global loss.
+        options: dict[str, Any] = {"batch_size": shard.crystals.num_graphs, "sync_dist": shard.world_size > 1}
+        self.log("train/loss", losses["loss"], prog_bar=True, **options)
         rest = {f"train/{name}": value for name, value in losses.items() if name != "loss"}
-        self.log_dict({**rest, "train/kl_weight": self.loss_weights["kl"]}, batch_size=shard.crystals.num_graphs)
+        self.log_dict({**rest, "train/kl_weight": self.loss_weights["kl"]}, **options)
         return losses["loss"]
 
     def validation_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> None:  # noqa: ARG002
