@@ -259,15 +259,15 @@ def test_a_part_that_is_already_complete_is_only_checked(mirror: Mirror, tmp_pat
 def test_the_part_of_a_living_process_is_left_alone_until_it_is_stale(mirror: Mirror, tmp_path: Path) -> None:
     host = download.socket.gethostname()
     theirs = tmp_path / f".val.csv.{host}.{os.getpid()}.0a1b2c3d.part"
+    parents = tmp_path / f".val.csv.{host}.{os.getppid()}.0a1b2c3d.part"
     elsewhere = tmp_path / ".val.csv.another-host.1.0a1b2c3d.part"
-    for part in (theirs, elsewhere):
+    for part in (theirs, parents, elsewhere):
         part.write_bytes(CONTENT[:1000])
     fetch_mp20(tmp_path, ["val"])
     assert mirror.requests == [None]
-    assert theirs.exists()
-    assert elsewhere.exists()
+    assert all(part.exists() for part in (theirs, parents, elsewhere))
     (tmp_path / "val.csv").unlink()
-    for part in (theirs, elsewhere):
+    for part in (theirs, parents, elsewhere):
         os.utime(part, (0, 0))
     fetch_mp20(tmp_path, ["val"])
     assert mirror.requests[1:] == ["bytes=1000-"]

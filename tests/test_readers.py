@@ -372,9 +372,11 @@ def test_parse_cif_says_why() -> None:
         parse_cif("data_x\nloop_\n_a\n_b\n1 2 3\n")
 
 
-def test_an_id_that_looks_like_nan_stays_text(tmp_path):
-    from pymatgen.core import Lattice, Structure
-
-    cif = Structure(Lattice.cubic(4.0), ["Na", "N"], [[0, 0, 0], [0.5, 0.5, 0.5]]).to(fmt="cif")
-    pd.DataFrame({"material_id": ["NaN", "0012", ""], "cif": [cif] * 3}).to_csv(tmp_path / "t.csv")
-    assert list(read_table(tmp_path / "t.csv").ids) == ["NaN", "0012", "row-3"]
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
+def test_ids_stay_text_and_missing_values_stay_missing(tmp_path: Path, suffix: str) -> None:
+    frame = pd.DataFrame({"material_id": ["NaN", "0012", "", "NA"], "gap": [1.5, None, 2.0, None], "cif": [cif()] * 4})
+    {".parquet": frame.to_parquet}.get(suffix, frame.to_csv)(tmp_path / f"t{suffix}")
+    dataset = read_table(tmp_path / f"t{suffix}")
+    assert list(dataset.ids) == ["NaN", "0012", "row-3", "NA"]
+    expected = torch.tensor([1.5, torch.nan, 2.0, torch.nan])
+    torch.testing.assert_close(dataset.crystals.properties["gap"], expected, equal_nan=True)

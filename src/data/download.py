@@ -268,4 +268,6 @@ def _abandoned(part: Path, path: Path, host: str) -> bool:
         return True
     owner_host, _, rest = part.name.removeprefix(f".{path.name}.").partition(".")
     pid = rest.partition(".")[0]
-    return owner_host == host and pid.isdigit() and not process_alive(int(pid))
+    if owner_host != host or not pid.isdigit() or int(pid) == os.getpid():  # another thread of ours may be at it
+        return False
+    return not process_alive(int(pid))

@@ -28,6 +28,8 @@ TABLE_SUFFIXES = (".csv", ".csv.gz", ".csv.bz2", ".csv.xz", ".csv.zip", ".csv.zs
 PROPERTY_NAMES = {"spacegroup.number": "spacegroup_number"}
 """Columns whose published names cannot be written as a config key."""
 
+MISSING = ["", "nan", "NaN", "NAN", "-nan", "-NaN", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None"]
+"""What stands for a missing value in a CSV."""
 _IDS = {"material_id", "id"}
 
 Row = tuple[str, str, Callable[[], RawCrystal], dict[str, float]]
@@ -66,9 +68,7 @@ def _read_frame(path: Path) -> tuple[pd.DataFrame, dict[int, str]]:
             return _read_columns(path), {}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            # Ids stay text: "NaN" is one (sodium nitride's formula), and 0012 is not 12.
-            ids = {"material_id": str}
-            frame = pd.read_csv(path, low_memory=False, encoding_errors="replace", on_bad_lines="warn", converters=ids)
+            frame = _read_csv(path)
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: the file is empty") from error
     except Exception as error:  # parsers of damaged bytes raise nearly anything; all of it means this
@@ -76,6 +76,23 @@ def _read_frame(path: Path) -> tuple[pd.DataFrame, dict[int, str]]:
     # pandas counts records, the header first: "Skipping line 3: expected 9 fields, saw 10" is row 2.
     lines = re.findall(r"Skipping line (\d+): (.*)", "\n".join(str(warning.message) for warning in caught))
     return frame, {int(line) - 1: reason for line, reason in lines}
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    # Ids stay text: "NaN" is one (sodium nitride's formula), and 0012 is not 12. pandas 3 drops "NaN" in spite of a
+    # converter, so every other column is told by name what stands for a missing value.
+    header = pd.read_csv(path, nrows=0, encoding_errors="replace").columns
+    return pd.read_csv(
+        path,
+        low_memory=False,
+        encoding_errors="replace",
+        on_bad_lines="warn",
+        dtype={"material_id": str},
+        keep_default_na=False,
+        na_values={name: MISSING for name in header if name != "material_id"},
+    )
 
 
 def _read_columns(path: Path) -> pd.DataFrame:

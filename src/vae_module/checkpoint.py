@@ -108,7 +108,19 @@ def check_metadata(content: dict[str, Any], kind: str, *, trusted_targets: tuple
     if not isinstance(meta.get("statistics"), dict):
         raise CheckpointError(f"damaged checkpoint: {KEY!r} holds no statistics")
     check_targets(meta["config"], trusted=trusted_targets)
+    _check_plain("config", meta["config"])
     return meta
+
+
+def _check_plain(name: str, value: Any) -> None:
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _check_plain(f"{name}.{key}", entry)
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            _check_plain(name, entry)
+    elif not isinstance(value, (bool, int, float, str, type(None))):
+        raise CheckpointError(f"damaged checkpoint: {name} is a {type(value).__name__}; expected plain values")
 
 
 def _written_by(meta: Mapping[str, Any]) -> str:
