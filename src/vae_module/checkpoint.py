@@ -55,7 +55,7 @@ def read(path: Path, *, plain_data_only: bool) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
-    if not zipfile.is_zipfile(path):
+    if not _is_archive(path):
         raise CheckpointError(f"{path}: not a checkpoint, or cut short ({path.stat().st_size} bytes)")
     _check_sizes(path)
     try:
@@ -76,6 +76,13 @@ def read(path: Path, *, plain_data_only: bool) -> dict[str, Any]:
         keys = ", ".join(map(str, content))[:200] if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path}: not a crystalvae checkpoint; expected {KEY!r} and 'state_dict', found {keys}")
     return content
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except (zipfile.BadZipFile, OSError):  # it may also raise on an end record that is damaged
+        return False
 
 
 def _check_sizes(path: Path) -> None:
