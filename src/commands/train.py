@@ -31,7 +31,7 @@ _MODEL_KEYS = ("encoder", "decoder", "latent_dim", "atom_type_predict")
 def train(config: DictConfig) -> str:
     """Run the training that `config` describes; returns what to tell the user at the end."""
     resume = _resume_checkpoint(config)
-    if resume is not None and config.output_dir == _default_output_dir(config):
+    if resume is not None and not _output_dir_given():
         config.output_dir = str(resume.parent.parent)
     OmegaConf.resolve(config)
     output_dir = Path(config.output_dir).absolute()
@@ -84,11 +84,11 @@ def _resume_checkpoint(config: DictConfig) -> Path | None:
     return path
 
 
-def _default_output_dir(config: DictConfig) -> str:
+def _output_dir_given() -> bool:
     from hydra.core.hydra_config import HydraConfig
 
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return "" if any(entry.startswith("output_dir=") for entry in overrides) else config.output_dir
+    return any(entry.startswith("output_dir=") for entry in overrides)
 
 
 def _start_from(module: VAEModule, path: Path) -> None:
