@@ -2,52 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from src.data.batch import CrystalBatch
-from src.data.lattice import wrap
-from src.errors import ConfigError
+from src.vae_module.decoders.read_off import CoordOutput, CrystalReadOff, DecodedCrystals
 from src.vae_module.encoders.transformer import Positions
-from src.vae_module.transformer import (
-    Activation,
-    PaddingPlan,
-    Transformer,
-    check_choice,
-    full_precision,
-    mean_over_atoms,
-    sinusoidal_positions,
-)
+from src.vae_module.transformer import Activation, PaddingPlan, Transformer, check_choice, sinusoidal_positions
 
-CoordOutput = Literal["circle", "raw"]
+__all__ = ["DecodedCrystals", "TransformerDecoder"]
 
 
-@dataclass(frozen=True, eq=False)
-class DecodedCrystals:
-    """What a decoder says about N atoms in B crystals, before elements are picked and cells are built.
+class TransformerDecoder(CrystalReadOff):
+    """Mix the latent vectors of each crystal by self-attention and read off elements, coordinates and the lattice.
 
-    `atom_logits` is None where elements are given (structure prediction). `coord_vectors` holds, where coordinates are
-    decoded on the circle, the vector for each axis whose angle is 2πf. `lengths_scaled` are lengths / n^(1/3) in Å,
-    `angles` radians, both unbounded.
-    """
-
-    atom_logits: Float[Tensor, "N E"] | None
-    frac_coords: Float[Tensor, "N 3"]
-    coord_vectors: Float[Tensor, "N 3 2"] | None
-    lengths_scaled: Float[Tensor, "B 3"]
-    angles: Float[Tensor, "B 3"]
-
-
-class TransformerDecoder(nn.Module):
-    """Mix the latent vectors of each crystal and read off elements, fractional coordinates, lengths and angles.
-
-    `coord_output`: "circle" gives each coordinate as the angle of a vector, so that nothing happens at the cell's edge;
-    "raw" gives the number itself. `atom_type_input` adds an embedding of the given elements to the latents; it defaults
-    to true where elements are not predicted (`atom_type_predict` false) and is refused where they are.
+    `coord_output` and `atom_type_input` as `CrystalReadOff`, `positions` as `TransformerEncoder`.
     """
 
     def __init__(
@@ -66,18 +37,15 @@ class TransformerDecoder(nn.Module):
         atom_type_input: bool | None = None,
         max_num_elements: int = 100,
     ) -> None:
-        super().__init__()
-        check_choice("decoder.coord_output", coord_output, get_args(CoordOutput))
+        super().__init__(
+            d_model=d_model,
+            coord_output=coord_output,
+            atom_type_predict=atom_type_predict,
+            atom_type_input=atom_type_input,
+            max_num_elements=max_num_elements,
+        )
         check_choice("decoder.positions", positions, get_args(Positions))
-        if atom_type_predict and atom_type_input:
-            raise ConfigError(
-                "decoder.atom_type_input: got true together with atom_type_predict=true; a decoder that is given the "
-                "elements cannot be asked to predict them: set one of the two to false"
-            )
-        self.d_model, self.coord_output, self.positions = d_model, coord_output, positions
-        self.atom_type_predict = atom_type_predict
-        self.atom_type_input = not atom_type_predict if atom_type_input is None else atom_type_input
-        self.atom_type_embedder = nn.Embedding(max_num_elements, d_model) if self.atom_type_input else None
+        self.positions = positions
         self.transformer = Transformer(
             d_model=d_model,
             nhead=nhead,
@@ -87,30 +55,11 @@ class TransformerDecoder(nn.Module):
             norm_first=norm_first,
             activation=activation,
         )
-        self.atom_types_head = nn.Linear(d_model, max_num_elements) if atom_type_predict else None
-        self.frac_coords_head = nn.Linear(d_model, 6 if coord_output == "circle" else 3, bias=False)
-        self.lattice_head = nn.Linear(d_model, 6, bias=False)
+        self._add_heads()
 
     def forward(self, tokens: Float[Tensor, "N D"], crystals: CrystalBatch) -> DecodedCrystals:
         """Decode hidden vectors; of `crystals` only the atom counts are read, and the elements where they are given."""
-        if self.atom_type_embedder is not None:
-            tokens = tokens + self.atom_type_embedder(crystals.atom_types)
+        tokens = self.add_elements(tokens, crystals)
         if self.positions == "sinusoidal":
             tokens = tokens + sinusoidal_positions(crystals.token_idx, self.d_model)
-        hidden = self.transformer(tokens, PaddingPlan.of(crystals))
-        with full_precision(hidden):
-            return self._read_off(hidden.float(), crystals)
-
-    def _read_off(self, hidden: Float[Tensor, "N D"], crystals: CrystalBatch) -> DecodedCrystals:
-        coords = self.frac_coords_head(hidden)
-        vectors = coords.view(-1, 3, 2) if self.coord_output == "circle" else None
-        if vectors is not None:
-            coords = wrap(torch.atan2(vectors[..., 1], vectors[..., 0]) / (2 * torch.pi))
-        lattice = self.lattice_head(mean_over_atoms(hidden, crystals))
-        return DecodedCrystals(
-            atom_logits=None if self.atom_types_head is None else self.atom_types_head(hidden),
-            frac_coords=coords,
-            coord_vectors=vectors,
-            lengths_scaled=lattice[:, :3],
-            angles=lattice[:, 3:],
-        )
+        return self.read_off(self.transformer(tokens, PaddingPlan.of(crystals)), crystals)
