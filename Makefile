@@ -1,4 +1,4 @@
-# make demo: install, train on the embedded data, reconstruct, sample, write CIFs.   make test: install, lint, types, tests.
+# make demo: install, train on the embedded data, sample, write CIFs, evaluate, report.   make test: install, lint, types, tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ DEMO ?= demo
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[evaluation]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -23,9 +23,10 @@ install-dev: $(VENV)/.installed-dev
 demo: install
 	$(BIN)/python -c "import shutil; shutil.rmtree('$(DEMO)', ignore_errors=True)"
 	$(BIN)/crystalvae-train experiment=prototypes/vae_dng output_dir=$(DEMO)
-	$(BIN)/crystalvae-evaluate ckpt_path=$(DEMO)/checkpoints/best.ckpt split=val num_crystals=500 output=$(DEMO)/reconstruction.json
+	$(BIN)/crystalvae-evaluate ckpt_path=$(DEMO)/checkpoints/best.ckpt split=val num_crystals=500 output_dir=$(DEMO)/reconstruction
 	$(BIN)/crystalvae-sample ckpt_path=$(DEMO)/checkpoints/best.ckpt num_samples=100 output_dir=$(DEMO)/samples
-	@echo "demo: run in $(DEMO)/, match rate in $(DEMO)/reconstruction.json, crystals in $(DEMO)/samples/*.cif"
+	$(BIN)/crystalvae-evaluate generated=$(DEMO)/samples data=prototypes coverage.structure=0.4 coverage.composition=10 output_dir=$(DEMO)/evaluation
+	@echo "demo: run in $(DEMO)/, crystals in $(DEMO)/samples/*.cif; open $(DEMO)/reconstruction/report.html and $(DEMO)/evaluation/report.html in a browser"
 
 test: install-dev lint types
 	$(BIN)/python -m pytest -n auto

@@ -25,3 +25,7 @@ class OutputError(CrystalVAEError, OSError):
 
 class TrainingError(CrystalVAEError, RuntimeError):
     """Training that cannot go on."""
+
+
+class EvaluationError(CrystalVAEError, RuntimeError):
+    """An evaluation that cannot go on."""

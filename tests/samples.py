@@ -8,6 +8,7 @@ import torch
 
 from src.data.batch import CrystalBatch
 from src.data.lattice import lattice_from_parameters, random_rotations
+from src.prior_module.latent_prior import LatentPrior
 from src.vae_module import VAEModule
 
 SIZES = (4, 1, 7, 2)
@@ -82,3 +83,29 @@ def assert_same_crystals(got: CrystalBatch, expected: CrystalBatch, *, atol: flo
     torch.testing.assert_close(got.lattices, expected.lattices, atol=atol, rtol=1e-5)
     difference = got.frac_coords - expected.frac_coords
     torch.testing.assert_close(difference, difference.round(), atol=atol, rtol=0.0)
+
+
+def tiny_prior_config(*, atom_type_predict: bool = False, **prior: Any) -> dict[str, Any]:
+    """Config of a prior of 16 hidden numbers over a tiny VAE, given the elements or not; `prior` overrides its keys."""
+    composition = {"d_model": 16, "nhead": 2, "num_layers": 1, "dropout": 0.0, "max_atoms": 12}
+    size = {"d_model": 16, "nhead": 2, "num_layers": 2, "prediction": "x1", "sampler": {"steps": 4}}
+    return {
+        "vae": tiny_config(atom_type_predict=atom_type_predict),
+        "prior": {
+            "_target_": "src.prior_module.network.LatentFlow",
+            **size,
+            "composition": None if atom_type_predict else composition,
+            **prior,
+        },
+    }
+
+
+def tiny_prior(*, seed: int = 0, atom_type_predict: bool = False, trained: bool = True, **prior: Any) -> LatentPrior:
+    """A tiny prior and its VAE in evaluation mode; unless `trained` is false, with weights that show in the output."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = LatentPrior(**tiny_prior_config(atom_type_predict=atom_type_predict, **prior)).eval()
+        for name, parameter in module.named_parameters():
+            if trained and "norm" not in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    return module

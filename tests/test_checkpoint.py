@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import copy
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -20,12 +22,14 @@ from torch import nn
 
 from src.data.augmentation import TrainingBatch
 from src.data.batch import CrystalBatch
+from src.data.canonical import element_order
 from src.errors import CheckpointError
+from src.prior_module.latent_prior import LatentPrior
 from src.vae_module import VAEModule
 from src.vae_module import checkpoint as checkpoints
 from src.vae_module.decoders.transformer import DecodedCrystals
 from tests.published import PublishedVAE, save_published
-from tests.samples import assert_same_crystals, random_crystals, tiny_module
+from tests.samples import assert_same_crystals, random_crystals, tiny_module, tiny_prior
 
 ATOL = 2e-5
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -417,7 +421,8 @@ def test_flipped_bytes_never_surprise(published: bool, saved: Path) -> None:
         (lambda c: c["crystalvae"].update(format_version=99), r"format version 99.*reads version 1"),
         (lambda c: c["crystalvae"].pop("format_version"), r"format version None"),
         (lambda c: c["crystalvae"].update(format_version=[1]), r"format version \[1\]"),
-        (lambda c: c["crystalvae"].update(kind="prior"), r"'prior'.*'vae'"),
+        (lambda c: c["crystalvae"].update(kind="policy"), r"'policy'.*'vae' or 'prior'"),
+        (lambda c: c["crystalvae"].update(kind="prior"), r"a prior's config without its VAE"),
         (lambda c: c["crystalvae"].pop("config"), r"no config"),
         (lambda c: c["crystalvae"].pop("statistics"), r"no statistics"),
         (lambda c: c.pop("crystalvae"), r"expected 'crystalvae'"),
@@ -464,3 +469,133 @@ def test_older_versions_are_upgraded_step_by_step(saved: Path, monkeypatch: pyte
     expected = VAEModule.load_from_checkpoint(saved)
     change(saved, lambda content: content["crystalvae"].update(format_version=-1))
     assert_same_models(VAEModule.load_from_checkpoint(saved), expected)
+
+
+# ---- checkpoints of priors -------------------------------------------------------------------------------------------
+
+
+def save_prior(path: Path, **options: Any) -> LatentPrior:
+    module = tiny_prior(conditions=["energy"], **options)
+    module.prior.fit_latents(torch.randn(50, 4), torch.rand(50, 4))
+    module.vae_module.statistics = {"num_atoms": {2: 5, 4: 1}, "dataset": "test"}
+    module.save_checkpoint(path)
+    return module
+
+
+@pytest.mark.parametrize("decodes_elements", [True, False])
+def test_a_prior_brings_its_vae_and_samples_the_same(decodes_elements: bool, tmp_path: Path) -> None:
+    path = tmp_path / "prior.ckpt"
+    module = save_prior(path, atom_type_predict=decodes_elements)
+    template = CrystalBatch.empty([3, 5])
+    expected = module.sample(template, generator=torch.Generator().manual_seed(1))
+    prior, vae = LatentPrior.load_from_checkpoint(path), VAEModule.load_from_checkpoint(path, weights_only=True)
+    element_order.cache_clear()  # also where it is first asked for while a model is built without memory
+    again = LatentPrior.load_from_checkpoint(path)
+    for loaded in (prior, vae, again):
+        assert not loaded.training
+        assert loaded.statistics == {"num_atoms": {2: 5, 4: 1}, "dataset": "test"}
+        got = loaded.sample(template, generator=torch.Generator().manual_seed(1))
+        assert_same_crystals(got, expected, atol=0.0)
+    torch.testing.assert_close(vae.state_dict(), module.vae_module.state_dict(), atol=0.0, rtol=0.0)
+    crystals = random_crystals()
+    assert_same_crystals(vae.reconstruct_crystals(crystals), module.vae_module.reconstruct_crystals(crystals))
+
+
+def test_a_prior_is_plain_data_and_survives_being_saved_as_a_vae(tmp_path: Path) -> None:
+    save_prior(tmp_path / "prior.ckpt")
+    description = torch.load(tmp_path / "prior.ckpt", weights_only=True)["crystalvae"]
+    assert description["kind"] == "prior"
+    assert {"vae", "prior", "latents", "optimizer"} <= description["config"].keys()
+    vae = VAEModule.load_from_checkpoint(tmp_path / "prior.ckpt")
+    vae.save_checkpoint(tmp_path / "vae.ckpt")
+    again = VAEModule.load_from_checkpoint(tmp_path / "vae.ckpt")
+    assert again.prior is not None
+    assert_same_models(again, vae)
+
+
+def test_kinds_of_checkpoints_are_not_mixed_up(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"'vae' model; expected 'prior'"):
+        LatentPrior.load_from_checkpoint(saved)
+    save_prior(tmp_path / "prior.ckpt")
+    change(tmp_path / "prior.ckpt", lambda content: content["crystalvae"].update(kind="flow"))
+    with pytest.raises(CheckpointError, match=r"'flow' model; expected 'vae' or 'prior'"):
+        VAEModule.load_from_checkpoint(tmp_path / "prior.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("edit", "match"),
+    [
+        (lambda c: c["crystalvae"]["config"].pop("vae"), r"vae|VAE"),
+        (lambda c: c["crystalvae"]["config"].update(prior=None), r"prior"),
+        (lambda c: c["crystalvae"]["config"]["prior"].update(d_model=17), r"d_model"),
+        (lambda c: c["crystalvae"]["config"]["prior"].update(d_model=10**8), r"do not fit.*size mismatch"),
+        (lambda c: c["crystalvae"]["config"]["prior"].update(conditions=[]), r"do not fit"),
+        (lambda c: c["crystalvae"]["config"]["prior"].update(sampler={"steps": -3}), r"sampler\.steps: got -3"),
+        (lambda c: c["crystalvae"]["config"]["prior"].update(_target_="os.system"), r"config asks for 'os\.system'"),
+        (lambda c: c["crystalvae"]["config"]["vae"]["encoder"].update(_target_="os.system"), r"config asks for"),
+        (lambda c: c["crystalvae"]["config"]["prior"].update(_target_="torch.optim.AdamW"), r"prior|does not"),
+        (lambda c: c["state_dict"].pop("vae_module.prior.latent_mean"), r"Missing.*latent_mean"),
+        (lambda c: c["state_dict"].update(extra=torch.zeros(1)), r"Unexpected.*extra"),
+        (lambda c: c["state_dict"].update({7: torch.zeros(1)}), r"do not fit"),
+        (lambda c: c["state_dict"]["vae_module.prior.latent_std"].fill_(torch.nan), r"NaN.*latent_std"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [LatentPrior, VAEModule])
+def test_priors_that_cannot_be_used_say_why(
+    edit: Callable[[dict[str, Any]], object], match: str, kind: type, tmp_path: Path
+) -> None:
+    save_prior(tmp_path / "prior.ckpt")
+    change(tmp_path / "prior.ckpt", edit)
+    with pytest.raises(CheckpointError, match=match):
+        kind.load_from_checkpoint(tmp_path / "prior.ckpt")
+
+
+# ---- bundled models --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one bundled model, `small`, that is the package's for the time of a test."""
+    folder = tmp_path / "bundle"
+    save_prior(folder / "small.ckpt")
+    digest = hashlib.sha256((folder / "small.ckpt").read_bytes()).hexdigest()
+    (folder / "sha256.json").write_text(json.dumps({"small": digest, "gone": "0" * 64}))
+    monkeypatch.setattr(checkpoints, "folder", lambda: folder)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_bundled_models_are_found_by_name(bundle: Path) -> None:
+    assert set(checkpoints.bundled()) == {"small", "gone"}
+    assert checkpoints.find("small") == bundle / "small.ckpt"
+    assert VAEModule.load_from_checkpoint("small", weights_only=True).prior is not None
+    assert LatentPrior.load_from_checkpoint("small").prior.names == ["energy"]
+    Path("small").mkdir()  # a folder of that name, such as output_dir=small, is no checkpoint
+    assert checkpoints.find("small") == bundle / "small.ckpt"
+    assert checkpoints.find(bundle / "small.ckpt") == bundle / "small.ckpt"
+
+
+def test_a_bundled_model_that_was_changed_is_refused(bundle: Path) -> None:
+    path = bundle / "small.ckpt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"small\.ckpt: not the bundled model small, its sha256 differs"):
+        VAEModule.load_from_checkpoint("small")
+    with pytest.raises(CheckpointError, match="bundled model gone is missing"):
+        LatentPrior.load_from_checkpoint("gone")
+
+
+def test_a_name_that_is_none_lists_the_bundled_models(bundle: Path) -> None:
+    with pytest.raises(CheckpointError, match="smal: no such checkpoint; bundled are gone, small"):
+        VAEModule.load_from_checkpoint("smal")
+
+
+def test_the_bundled_models_are_what_was_published() -> None:
+    """Those that come with this copy of the package: unchanged, small, and the one sampled by default has a prior."""
+    sizes = [checkpoints.find(name).stat().st_size for name in checkpoints.bundled()]
+    assert sum(sizes) < 15e6
+    for name in checkpoints.bundled():
+        vae = VAEModule.load_from_checkpoint(name, weights_only=True)
+        assert vae.statistics["num_atoms"]
+        assert (vae.prior is None) == ("vae" in name)

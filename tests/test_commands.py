@@ -154,15 +154,67 @@ def test_two_processes_give_the_losses_of_one(table: Path, tmp_path: Path):
 
 def test_evaluate_writes_numbers_and_definitions(table: Path, trained: Path, tmp_path: Path):
     checkpoint = trained / "checkpoints" / "best.ckpt"
-    done = command(
-        "evaluate", f"ckpt_path={checkpoint}", "data=table", f"data.source.data_dir={table}", "split=val", "n_jobs=1",
-        "output=result.json", cwd=tmp_path,
-    )  # fmt: skip
+    data = ["data=table", f"data.source.data_dir={table}", "split=val", "n_jobs=1"]
+    done = command("evaluate", f"ckpt_path={checkpoint}", *data, "output_dir=result", cwd=tmp_path)
     assert "match_rate" in done.stdout
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["num_crystals"] == 8
+    result = json.loads((tmp_path / "result" / "evaluation.json").read_text())
+    assert (result["kind"], result["inputs"]["generated"]["count"]) == ("reconstruction", 8)
     assert 0 <= result["metrics"]["match_rate"] <= 1
     assert set(result["definitions"]) == set(result["metrics"])
+    assert "split=val" in result["command"]
+    assert "<html" in (tmp_path / "result" / "report.html").read_text(encoding="utf-8")[:200].lower()
+    again = command("evaluate", f"ckpt_path={checkpoint}", *data, "output_dir=result", "report=false", cwd=tmp_path)
+    assert "known from earlier runs" in again.stderr
+    assert json.loads((tmp_path / "result" / "evaluation.json").read_text())["metrics"] == result["metrics"]
+
+
+def test_evaluate_judges_crystals_from_anywhere(table: Path, tmp_path: Path):
+    frame = pd.read_csv(table / "val.csv")
+    (tmp_path / "gen").mkdir()
+    for name, cif in zip(frame.material_id, frame.cif, strict=True):
+        (tmp_path / "gen" / f"{name}_0.cif").write_text(cif)
+    (tmp_path / "gen" / "rubbish.cif").write_text("no CIF")
+    data = ["data=table", f"data.source.data_dir={table}", "n_jobs=1", "report=false"]
+    parts = "sections=[validity,uniqueness]"
+    done = command("evaluate", "generated=gen", *data, parts, "output_dir=out", cwd=tmp_path)
+    assert "rubbish: " in done.stderr
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert result["kind"] == "generation"
+    assert result["inputs"]["generated"]["count"] == len(frame) + 1
+    assert result["metrics"]["structure_valid"] == pytest.approx(len(frame) / (len(frame) + 1))
+    command("evaluate", "generated=gen", "task=csp", *data, cwd=tmp_path)
+    result = json.loads((tmp_path / "gen-evaluation" / "evaluation.json").read_text())
+    assert (result["kind"], result["metrics"]["match_rate@1"]) == ("csp", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "got neither"),
+        (["generated=gen", "ckpt_path=x.ckpt"], "got both"),
+        (["generated=gen"], "data: say what to compare"),
+        (["generated=gen", "task=reconstruction"], "needs ckpt_path"),
+        (["generated=gen", "data=table", "task=beauty"], "task: got 'beauty'"),
+        (["generated=gen", "data=table", "sections=[beauty]"], "sections: got 'beauty'"),
+        (["generated=nothing", "data=table"], "no such file"),
+        (["generated=gen", "data=table", "output_dir=gen"], "no evaluation's"),
+        (["generated=gen", "data=table", "timeout_s=0"], "timeout_s=0"),
+        (["generated=gen", "data=table", "backend=abacus"], "backend='abacus'"),
+    ],
+)
+def test_evaluate_refuses_what_it_cannot_do(table: Path, tmp_path: Path, arguments: list[str], message: str):
+    from src.commands.evaluate import evaluate
+    from src.errors import CrystalVAEError
+    from tests.test_docs import compose
+
+    (tmp_path / "gen").mkdir()
+    (tmp_path / "gen" / "a.cif").write_text(pd.read_csv(table / "val.csv").cif[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setenv("CRYSTALVAE_CACHE_DIR", str(tmp_path / "cache"))
+        data = [f"data.source.data_dir={table}"] if "data=table" in arguments else []
+        with pytest.raises(CrystalVAEError, match=message):
+            evaluate(compose("evaluate", *arguments, *data))
 
 
 def test_sample_is_deterministic_and_complete(trained: Path, tmp_path: Path):
@@ -173,6 +225,9 @@ def test_sample_is_deterministic_and_complete(trained: Path, tmp_path: Path):
             "formats=[cif,extxyz]", cwd=tmp_path,
         )  # fmt: skip
     files = {name: {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "abc"}
+    info = {name: json.loads(content.pop("samples.json"))["info"] for name, content in files.items()}
+    assert all(entry.pop("seconds") > 0 for entry in info.values())  # all but this is the same byte for byte
+    assert info["a"] == info["b"] != info["c"]
     assert files["a"] == files["b"] != files["c"]
     assert {f"{number:04d}.cif" for number in range(12)} | {"samples.csv", "samples.extxyz"} <= set(files["a"])
     table = pd.read_csv(tmp_path / "a" / "samples.csv", dtype={"id": str})
@@ -214,7 +269,7 @@ def test_bad_requests_are_one_paragraph(trained: Path, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("formula", ["Xx2", "Li0", "Li0.5Fe", "", "Li(", "LiFePO99999"])
 def test_bad_compositions_are_named(formula):
-    from src.commands.sample import parse_composition
+    from src.commands.template import parse_composition
     from src.errors import ConfigError
 
     with pytest.raises(ConfigError, match="composition="):

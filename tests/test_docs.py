@@ -8,6 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,34 @@ from src.data.batch import CrystalBatch
 from src.data.loader import CrystalLoader
 from src.data.writers import write_crystals
 from src.evaluation.reconstruction import reconstruction_metrics
+from src.evaluation.runner import Runner
 from src.evaluation.validity import describe
+from src.prior_module.composition import CompositionModel
+from src.prior_module.conditions import CLASSES
+from src.prior_module.flow import SamplerOptions
+from src.prior_module.latent_prior import LatentPrior
+from src.prior_module.network import LatentFlow
 from src.vae_module.build import build
 from src.vae_module.objective import PUBLISHED_WEIGHTS
-from tests.samples import random_crystals, tiny_module
+from tests.samples import random_crystals, tiny_config, tiny_module, tiny_prior_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 EXPERIMENT_FILES = sorted((CONFIGS / "experiment").glob("**/*.yaml"))
 EXPERIMENTS = [path.relative_to(CONFIGS / "experiment").with_suffix("").as_posix() for path in EXPERIMENT_FILES]
+PRIOR_EXPERIMENTS = [
+    name
+    for name, path in zip(EXPERIMENTS, EXPERIMENT_FILES, strict=True)
+    if "prior_module" in yaml.safe_load(path.read_text(encoding="utf-8"))
+]
+TINY_PRIOR = [
+    "vae_ckpt_path=x",
+    "prior_module.prior.d_model=16",
+    "prior_module.prior.nhead=2",
+    "prior_module.prior.num_layers=1",
+    "trainer.accelerator=cpu",
+]
 TINY = [
     *(f"vae_module.{part}.d_model=16" for part in ("encoder", "decoder")),
     *(f"vae_module.{part}.nhead=2" for part in ("encoder", "decoder")),
@@ -87,9 +106,13 @@ def option_tables() -> Iterator[tuple[str, str, str, str]]:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for config, table in re.findall(r"<!-- defaults: (\S+) -->\n\n((?:\|.*\n)+)", text):
-            for row in table.splitlines()[2:]:
-                key, default = (cell.strip().strip("`") for cell in row.split("|")[1:3])
-                yield page.name, config, key, default
+            head, _, *rows = ([cell.strip().strip("`") for cell in row.split("|")[1:-1]] for row in table.splitlines())
+            # One column a file where the files of a folder share a table; "–" where a file has no such key.
+            files = [config.replace("*", name) for name in head[1:-1]] if "*" in config else [config]
+            for row in rows:
+                for file, default in zip(files, row[1:], strict=False):
+                    if default != "–":
+                        yield page.name, file, row[0], default
 
 
 def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -101,7 +124,13 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 OPTIONS = list(option_tables())
-TABULATED = ["vae_module/vae_module.yaml", "sample.yaml", "evaluate.yaml", "train_vae.yaml", "trainer/default.yaml"]
+FAMILIES = [
+    *(f"vae_module/encoder/{name}.yaml" for name in ("transformer", "cgcnn", "cgcnn_residual", "mlp", "gru")),
+    *(f"vae_module/decoder/{name}.yaml" for name in ("transformer", "mlp", "gru")),
+]
+PRIOR = "prior_module/prior_module.yaml"
+WHOLE = ["vae_module/vae_module.yaml", PRIOR, "sample.yaml", "evaluate.yaml", "train_vae.yaml", "train_prior.yaml"]
+TABULATED = [*FAMILIES, *WHOLE, "trainer/default.yaml", "callbacks/prior.yaml"]
 
 
 def test_every_table_of_options_was_found():
@@ -123,7 +152,7 @@ def as_yaml(text: str) -> Any:
     return text if "${" in text else OmegaConf.to_container(OmegaConf.create(f"x: {text}"))["x"]  # type: ignore[index,call-overload]
 
 
-@pytest.mark.parametrize("name", ["vae_module/vae_module.yaml", "sample.yaml", "evaluate.yaml", "train_vae.yaml"])
+@pytest.mark.parametrize("name", [*FAMILIES, *WHOLE])
 def test_every_option_is_documented(name: str):
     config = yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
     keys = set(leaves({key: value for key, value in config.items() if key not in {"defaults", "hydra"}}))
@@ -146,7 +175,9 @@ def own_parts() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("CACHE_DIR", "MP20_DIR", "PEROV_5_DIR", "CARBON_24_DIR", "MPTS_52_DIR"):
             patch.delenv(f"CRYSTALVAE_{variable}", raising=False)
-        for path in (CONFIGS / "vae_module" / "vae_module.yaml", *sorted((CONFIGS / "data").glob("*.yaml"))):
+        families = (CONFIGS / name for name in FAMILIES)
+        wholes = (CONFIGS / name for name in ("vae_module/vae_module.yaml", PRIOR))
+        for path in (*wholes, *families, *sorted((CONFIGS / "data").glob("*.yaml"))):
             group = path.parent.name
             whole: Any = OmegaConf.to_container(OmegaConf.create({group: OmegaConf.load(path)}), resolve=True)
             for name, part in parts(whole[group], path.stem):
@@ -154,16 +185,19 @@ def own_parts() -> Iterator[Any]:
                     yield pytest.param(group, part, id=name)
 
 
+DECIDED_BY_CONFIG = {("data", "eval_batch_size"), ("data", "name"), ("prior_module", "conditions")}
+
+
 @pytest.mark.parametrize(("group", "part"), list(own_parts()))
 def test_defaults_of_configs_and_constructors_agree(group: str, part: Mapping[str, Any]):
     parameters = inspect.signature(get_method(part["_target_"])).parameters
-    given = {key: value for key, value in part.items() if not key.startswith("_")}
+    given = {key: value for key, value in part.items() if not key.startswith("_") and key != "defaults"}
     assert set(given) <= set(parameters), "keys that the constructor does not take"
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty or key not in given:
             continue
         value = given[key]
-        if isinstance(value, Mapping) or (group == "data" and key in {"eval_batch_size", "name"}):
+        if isinstance(value, Mapping) or (group, key) in DECIDED_BY_CONFIG:
             continue  # a part of its own; or what each data set decides for itself
         assert value == parameter.default, key
 
@@ -172,21 +206,48 @@ def test_options_of_parts_that_are_dicts_agree_with_the_code():
     config: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "vae_module" / "vae_module.yaml"))
     assert config["loss_weights"] == PUBLISHED_WEIGHTS
     assert InputNoise(**config["noise"]) == InputNoise()
+    prior: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / PRIOR))
+    assert SamplerOptions(**prior["prior"]["sampler"]) == SamplerOptions()
+    assert set(prior["prior"]["sampler"]) == {field.name for field in fields(SamplerOptions)}
+    module = LatentPrior(**tiny_prior_config())
+    assert (module.time, module.condition_dropout) == (prior["time"], prior["condition_dropout"])
+    composition = set(inspect.signature(CompositionModel).parameters) - {"max_num_elements"}
+    assert composition == set(prior["prior"]["composition"])
 
 
-@pytest.mark.parametrize("name", ["encoder", "decoder"])
+def test_every_option_of_the_prior_is_a_config_key():
+    config: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / PRIOR))
+    assert set(inspect.signature(LatentPrior).parameters) - {"vae"} <= set(config)
+    # What the VAE decides is not asked again.
+    assert set(inspect.signature(LatentFlow).parameters) - {"latent_dim", "elements_given"} <= set(config["prior"])
+
+
+def test_every_sampler_option_and_condition_can_be_asked_for():
+    config: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "sample.yaml"))
+    assert set(config["sampler"]) == {field.name for field in fields(SamplerOptions)}
+    prior: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / PRIOR))
+    assert {*prior["prior"]["conditions"], *CLASSES} == set(config["conditions"])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_option_of_the_model_is_a_config_key(name: str):
-    part: Any = OmegaConf.load(CONFIGS / "vae_module" / "vae_module.yaml")[name]  # type: ignore[index]
+    part: Any = OmegaConf.load(CONFIGS / name)
     # atom_type_predict is one option of the whole model, which hands it to the decoder.
     assert set(inspect.signature(get_method(part["_target_"])).parameters) - {"atom_type_predict"} <= set(part)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_family_is_tabulated():
+    files = {path.relative_to(CONFIGS).as_posix() for path in (CONFIGS / "vae_module").glob("*coder/*.yaml")}
+    # What only chooses another width of a family has no options of its own.
+    assert {name for name in files if "_target_" in yaml.safe_load((CONFIGS / name).read_text())} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("experiment", sorted(set(EXPERIMENTS) - set(PRIOR_EXPERIMENTS)))
 def test_experiments_compose_and_build(experiment: str, tmp_path: Path):
     config = compose("train_vae", f"experiment={experiment}", f"output_dir={tmp_path}", *TINY)
     assert config.name == experiment
     module = build("vae_module", config.vae_module)
-    assert module.atom_type_predict == (not experiment.endswith("csp"))
+    assert module.atom_type_predict == ("csp" not in experiment)
     assert module.vae.decoder.atom_type_input != module.atom_type_predict
     datamodule = build("data", config.data)
     assert datamodule.source.name == experiment.partition("/")[0]
@@ -196,10 +257,34 @@ def test_experiments_compose_and_build(experiment: str, tmp_path: Path):
     assert trainer.max_epochs == config.trainer.max_epochs
 
 
-@pytest.mark.parametrize("group", ["data", "vae_module", "trainer", "logger", "callbacks"])
+@pytest.mark.parametrize("experiment", PRIOR_EXPERIMENTS)
+def test_experiments_of_priors_compose_and_build(experiment: str, tmp_path: Path):
+    config = compose("train_prior", f"experiment={experiment}", f"output_dir={tmp_path}", *TINY_PRIOR)
+    assert config.name == experiment
+    assert config.data.canonical
+    vae = tiny_config(atom_type_predict=experiment.endswith("dng"))
+    module = build("prior_module", OmegaConf.create({**config.prior_module, "vae": vae}))
+    assert isinstance(module, LatentPrior)
+    assert (module.prior.composition is None) == experiment.endswith("dng")
+    assert build("data", config.data).source.name == experiment.partition("/")[0]
+    for entry in config.callbacks.values():
+        build("callbacks", entry)
+    trainer = build("trainer", config.trainer, logger=False, enable_checkpointing=False, default_root_dir=str(tmp_path))
+    assert trainer.max_epochs == config.trainer.max_epochs
+
+
+@pytest.mark.parametrize("group", ["prior_module", "data", "trainer", "logger"])
+def test_every_option_of_a_group_composes_for_priors(group: str):
+    for path in sorted((CONFIGS / group).glob("*.yaml")):
+        assert compose("train_prior", f"{group}={path.stem}", "vae_ckpt_path=x")[group]
+
+
+@pytest.mark.parametrize(
+    "group", ["data", "vae_module", "vae_module/encoder", "vae_module/decoder", "trainer", "logger", "callbacks"]
+)
 def test_every_option_of_a_group_composes(group: str):
     for path in sorted((CONFIGS / group).glob("*.yaml")):
-        assert compose("train_vae", f"{group}={path.stem}")[group]
+        assert OmegaConf.select(compose("train_vae", f"{group}={path.stem}"), group.replace("/", "."))
 
 
 def test_published_widths_are_those_of_the_design():
@@ -210,8 +295,9 @@ def test_published_widths_are_those_of_the_design():
 
 
 def test_every_experiment_is_in_the_documentation():
-    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    assert all(f"| `{experiment}` |" in text for experiment in EXPERIMENTS)
+    for experiment in EXPERIMENTS:
+        page = "prior.md" if experiment in PRIOR_EXPERIMENTS else "training.md"
+        assert f"| `{experiment}` |" in (ROOT / "docs" / page).read_text(encoding="utf-8"), experiment
 
 
 def test_every_data_set_is_in_the_documentation():
@@ -222,14 +308,16 @@ def test_every_data_set_is_in_the_documentation():
 # ---- command lines and signatures -----------------------------------------------------------------------------------
 
 
-COMMANDS = {"train_vae": "train_vae", "train": "train_vae", "sample": "sample", "evaluate": "evaluate"}
+COMMANDS = {name: name for name in ("train_vae", "train_prior", "sample", "evaluate")}
+COMMANDS |= {"train": "train_vae", "train-prior": "train_prior"}
+COMMAND = re.compile(rf"(?:src/|crystalvae-)({'|'.join(COMMANDS)})(?:\.py)?(?=\s|$)")
 
 
 def command_lines() -> Iterator[Any]:
     for page in [*PAGES, *ROOT.glob("README.md")]:
         blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
-            if found := re.search(r"(?:src/|crystalvae-)(train_vae|train|sample|evaluate)(?:\.py)?(?=\s|$)", line):
+            if found := COMMAND.search(line):
                 rest = line[found.end() :].partition("#")[0].partition("--cfg")[0]
                 words = re.findall(r"(?:'[^']*'|\S)+", rest)
                 yield pytest.param(COMMANDS[found[1]], words, id=f"{page.stem}: {line.strip()}"[:90])
@@ -275,7 +363,8 @@ def test_the_research_snippet_runs_as_written(tmp_path: Path, monkeypatch: pytes
     # What carries gradients is exported and measured all the same.
     assert [len(structure) for structure in recon.to_structure()] == recon.num_atoms.tolist()
     write_crystals(recon, "out", table=describe(recon), formats=["cif"])
-    assert reconstruction_metrics(namespace["batch"], recon, n_jobs=1, progress=False).crystals == len(recon)
+    report = reconstruction_metrics(namespace["batch"], recon, runner=Runner(n_jobs=1, progress=False))
+    assert report.crystals == len(recon)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec")

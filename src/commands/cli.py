@@ -74,6 +74,7 @@ def set_up_logging() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*Trying to infer the `batch_size`.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # a prior's frozen VAE
 
 
 def _check_required(config: DictConfig) -> None:

@@ -1,87 +1,222 @@
-"""Measure how well a checkpoint reconstructs the crystals of a split."""
+"""Evaluate a checkpoint, or crystals from anywhere: every number, a JSON file and a page for the browser."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
-import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import track
 
 from src.commands import arguments
-from src.commands.cli import config_dir
-from src.commands.device import choose_device
-from src.data.batch import CrystalBatch
-from src.data.datamodule import CrystalDataModule
-from src.data.dataset import CrystalDataset
-from src.data.sources import SPLITS
-from src.errors import ConfigError
-from src.evaluation.reconstruction import format_table, reconstruction_metrics, write_report
-from src.vae_module.build import build
-from src.vae_module.checkpoint import package_versions
-from src.vae_module.vae_module import VAEModule
+from src.commands.evaluation_inputs import Inputs, generate, predict, reconstruct_all
+from src.data.sources import SPLITS, cache_root
+from src.data.writers import SAFE_ID
+from src.errors import ConfigError, OutputError
+from src.evaluation.cache import ResultCache
+from src.evaluation.coverage import CUTOFFS, Cutoffs
+from src.evaluation.csp import assign
+from src.evaluation.evaluation_report import JSON_NAME, EvaluationReport, Kind, format_tables
+from src.evaluation.inputs import CrystalSet
+from src.evaluation.potentials import Potential
+from src.evaluation.relaxation import Relaxation
+from src.evaluation.runner import Runner
+from src.evaluation.stability import StabilitySettings
+from src.evaluation.suite import (
+    Known,
+    SuiteSettings,
+    evaluate_csp,
+    evaluate_generation,
+    evaluate_reconstruction,
+)
+from src.evaluation.symmetry import write_symmetrized
+from src.evaluation.time_limit import check_time_limit
+from src.vae_module.build import to_plain
 
 log = logging.getLogger(__name__)
 
 
 def evaluate(config: DictConfig) -> str:
-    """Reconstruct with the posterior mean, measure, print a table and write a JSON; returns what to tell the user."""
-    if config.split not in SPLITS:
-        raise ConfigError(f"split: got {config.split!r}; expected one of {', '.join(SPLITS)}")
-    ckpt_path = arguments.path("ckpt_path", config.ckpt_path)
-    count = None if config.num_crystals is None else arguments.positive("num_crystals", config.num_crystals)
-    seed = arguments.whole("seed", config.seed)
+    """Do what `config` asks for, print the tables and write the files; returns what to tell the user."""
+    kind = _kind(config)
+    runner = _runner(config)
+    settings = _settings(config)
+    inputs = Inputs(config, kind)
+    output_dir = _output_dir(config, kind)
+    targets = inputs.reference()
+    settings = replace(settings, cutoffs=_cutoffs(config, targets.name))
+    chosen = settings.chosen(kind)
+    report = {"reconstruction": _reconstruction, "csp": _csp, "generation": _generation}[kind](
+        config, inputs, targets, _known(config, inputs, chosen), runner, settings
+    )
+    report = replace(report, extra=_extra(config, inputs), device=str(inputs.device or "cpu"))
+    console = Console(soft_wrap=False)
+    for table in format_tables(report):
+        console.print(table)
+    paths = report.write(output_dir, html=config.report)
+    if config.symmetry.write_cifs:
+        paths.append(_write_symmetrized(report, output_dir / "symmetrized", runner, settings))
+    return "\n".join(
+        ["", *_worst(report), "all numbers, their definitions, every crystal: " + ", ".join(str(p) for p in paths)]
+    ).lstrip("\n")
+
+
+def _reconstruction(
+    config: DictConfig, inputs: Inputs, targets: CrystalSet, known: Known, runner: Runner, settings: SuiteSettings
+) -> EvaluationReport:
     batch_size = arguments.positive("batch_size", config.batch_size)
-    n_jobs = -1 if config.n_jobs == -1 else arguments.positive("n_jobs", config.n_jobs)
-    device = choose_device(config.device)
-    module = VAEModule.load_from_checkpoint(ckpt_path, map_location=device)
-    dataset = choose_crystals(_datamodule(config, module).dataset(config.split), count, seed)
-    predictions = reconstruct_all(module, dataset.crystals, batch_size)
-    report = reconstruction_metrics(dataset.crystals, predictions, n_jobs=n_jobs)
-    Console(soft_wrap=False).print(format_table(report))
-    output = Path(config.output or ckpt_path.with_name(f"evaluation-{config.split}.json")).expanduser()
-    extra = {
-        "ckpt_path": str(config.ckpt_path),
-        "dataset": module.statistics.get("dataset") if config.get("data") is None else config.data.source.name,
-        "split": config.split,
-        "num_crystals": len(dataset),
-        "seed": seed,
-        "latent": "posterior mean",
-        "package_versions": package_versions(),
-    }
-    write_report(report, output, ids=dataset.ids, extra=extra)
-    worst = ", ".join(dataset.ids[index] for index in report.worst(5))
-    return f"worst reconstructed: {worst}\nall numbers, their definitions and every crystal's: {output.absolute()}"
-
-
-def choose_crystals(dataset: CrystalDataset, count: int | None, seed: int) -> CrystalDataset:
-    """Return a seeded choice of `count` crystals in the data set's order, or all where that is null."""
-    if count is None or count >= len(dataset):
-        return dataset
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-    return dataset.subset(order[:count].sort().values)
-
-
-def reconstruct_all(module: VAEModule, crystals: CrystalBatch, batch_size: int) -> CrystalBatch:
-    """Reconstruct crystals with the posterior mean, `batch_size` at a time, on the module's device."""
-    starts = range(0, len(crystals), batch_size)
-    console = Console(stderr=True)
-    return CrystalBatch.cat(
-        module.reconstruct_crystals(crystals[start : start + batch_size].to(module.device)).to("cpu")
-        for start in track(starts, description="reconstructing", console=console, transient=True)
+    predictions = reconstruct_all(inputs.module(), targets.crystals, batch_size)
+    return evaluate_reconstruction(
+        targets=targets, predictions=predictions, runner=runner, settings=settings, known=known
     )
 
 
-def _datamodule(config: DictConfig, module: VAEModule) -> CrystalDataModule:
-    if config.get("data") is not None:
-        return build("data", config.data)
-    name = str(module.statistics.get("dataset"))
-    path = config_dir() / "data" / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(entry.stem for entry in path.parent.glob("*.yaml")))
-        raise ConfigError(f"the checkpoint was trained on {name!r}; say which data to use, data=NAME, one of {known}")
-    data = OmegaConf.create({"data": OmegaConf.load(path), "seed": config.seed})
-    OmegaConf.resolve(data)
-    return build("data", data.data)
+def _csp(
+    config: DictConfig, inputs: Inputs, targets: CrystalSet, known: Known, runner: Runner, settings: SuiteSettings
+) -> EvaluationReport:
+    count = None if config.num_candidates is None else arguments.positive("num_candidates", config.num_candidates)
+    if config.ckpt_path is not None:
+        generated, candidates = predict(config, inputs.module(), targets, count or 1)
+    elif config.match_by == "order" and config.num_crystals is not None:
+        raise ConfigError("num_crystals: with match_by=order all targets are needed; set match_by=id, or null")
+    else:
+        generated, candidates = assign(inputs.generated(), targets, match_by=config.match_by, num_candidates=count)
+    ks = to_plain(config.ks)
+    if ks is not None and not (isinstance(ks, list) and ks):
+        raise ConfigError(f"ks: got {ks!r}; expected a list of numbers, such as [1,20]")
+    return evaluate_csp(
+        targets=targets, generated=generated, candidates=candidates, runner=runner, settings=settings, known=known,
+        ks=None if ks is None else [arguments.positive("ks", k) for k in ks],
+    )  # fmt: skip
+
+
+def _generation(
+    config: DictConfig, inputs: Inputs, targets: CrystalSet, known: Known, runner: Runner, settings: SuiteSettings
+) -> EvaluationReport:
+    times = None
+    if config.ckpt_path is None:
+        generated = inputs.generated()
+        if config.num_crystals is not None:
+            generated = inputs.choose(generated)
+    else:
+        generated, times = generate(config, inputs.module(), timed="speed" in settings.chosen("generation"))
+    return evaluate_generation(
+        generated=generated, known=replace(known, reference=targets), runner=runner, settings=settings, times=times
+    )
+
+
+def _kind(config: DictConfig) -> Kind:
+    if (config.ckpt_path is None) == (config.generated is None):
+        raise ConfigError(
+            "give one of ckpt_path=… (a checkpoint) and generated=… (a folder of CIFs, a CSV with a cif column, "
+            "pymatgen JSON, extxyz or an ASE db); got " + ("neither" if config.ckpt_path is None else "both")
+        )
+    kind = config.task or ("reconstruction" if config.generated is None else "generation")
+    if kind not in get_args(Kind):
+        raise ConfigError(f"task: got {kind!r}; expected one of {', '.join(get_args(Kind))}")
+    if kind == "reconstruction" and config.generated is not None:
+        raise ConfigError("task=reconstruction needs ckpt_path; reconstructed crystals from files are task=csp")
+    if config.split not in SPLITS:
+        raise ConfigError(f"split: got {config.split!r}; expected one of {', '.join(SPLITS)}")
+    return kind
+
+
+def _runner(config: DictConfig) -> Runner:
+    check_time_limit("timeout_s", config.timeout_s)
+    n_jobs = -1 if config.n_jobs == -1 else arguments.positive("n_jobs", config.n_jobs)
+    cache = ResultCache(cache_root(None) / "evaluation") if config.cache else None
+    return Runner(n_jobs=n_jobs, backend=config.backend, address=config.address, cache=cache)
+
+
+def _settings(config: DictConfig) -> SuiteSettings:
+    stability: dict[str, Any] = to_plain(config.stability)
+    stability.pop("hull_splits")
+    relaxation = Relaxation(**stability.pop("relaxation"))
+    sections = to_plain(config.sections)
+    if sections is not None and not isinstance(sections, list):
+        raise ConfigError(f"sections: got {sections!r}; expected a list, such as [validity,uniqueness]")
+    if not isinstance(config.potential, (Mapping, DictConfig)):
+        raise ConfigError("potential: got none; expected potential=chgnet or another of configs/potential")
+    seed = arguments.whole("seed", config.seed)
+    return SuiteSettings(
+        sections=sections,
+        seed=seed,
+        timeout_s=config.timeout_s,
+        oxidation_states=config.validity.oxidation_states,
+        min_contact=arguments.number("validity.min_contact", config.validity.min_contact),
+        range_tails=arguments.number("validity.range_tails", config.validity.range_tails),
+        wasserstein_samples=arguments.positive("wasserstein.num_samples", config.wasserstein.num_samples),
+        symmetry_library=config.symmetry.library,
+        symmetry_tolerances=tuple(to_plain(config.symmetry.tolerances)),
+        stability=StabilitySettings(**stability, relaxation=relaxation, seed=seed),
+        potential=Potential.from_config(to_plain(config.potential)),
+    )
+
+
+def _cutoffs(config: DictConfig, dataset: str) -> Cutoffs | None:
+    given = config.coverage.structure, config.coverage.composition
+    if given == (None, None):
+        return CUTOFFS.get(dataset.partition(" ")[0])
+    if None in given:
+        raise ConfigError("coverage: give both cut-offs, coverage.structure and coverage.composition, or neither")
+    return Cutoffs(structure=float(given[0]), composition=float(given[1]))
+
+
+def _known(config: DictConfig, inputs: Inputs, sections: Sequence[str]) -> Known:
+    """Return what generated crystals are compared with; what no part asks for is not read."""
+    train = None
+    if config.train_split is not None and "uniqueness" in sections:
+        if config.train_split not in SPLITS:
+            raise ConfigError(f"train_split: got {config.train_split!r}; expected one of {', '.join(SPLITS)}, or null")
+        train = inputs.split(config.train_split)
+    hull = inputs.splits(to_plain(config.stability.hull_splits)) if "stability" in sections else None
+    return Known(reference=inputs.reference(), train=train, hull=hull)
+
+
+def _output_dir(config: DictConfig, kind: Kind) -> Path:
+    """Return where the results go, or raise `OutputError`: they are not mixed with files of other origin."""
+    if config.output_dir is not None:
+        folder = arguments.path("output_dir", config.output_dir)
+    elif config.generated is not None:
+        source = arguments.path("generated", config.generated)
+        folder = source.with_name(f"{source.name.split('.')[0] or source.name}-evaluation")
+    else:
+        given = arguments.path("ckpt_path", config.ckpt_path)
+        beside = given.parent if given.is_file() else Path()
+        folder = beside / f"evaluation-{kind}-{config.split}"
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"output_dir={folder} is a file; expected a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / JSON_NAME).is_file():
+        raise OutputError(f"output_dir={folder} holds files that are no evaluation's; give a new folder, output_dir=…")
+    return folder
+
+
+def _write_symmetrized(report: EvaluationReport, folder: Path, runner: Runner, settings: SuiteSettings) -> Path:
+    """Write symmetrised CIFs under the crystals' own ids, or under numbers where these are no names for files."""
+    ids = list(report.generated.ids)
+    usable = all(SAFE_ID.fullmatch(name) for name in ids) and len({name.lower() for name in ids}) == len(ids)
+    names = ids if usable else None
+    tolerance = settings.symmetry_tolerances[0]
+    write_symmetrized(report.generated.crystals, folder, runner=runner, overwrite=True, tolerance=tolerance, ids=names)
+    return folder
+
+
+def _extra(config: DictConfig, inputs: Inputs) -> dict[str, object]:
+    return {
+        "ckpt_path": None if config.ckpt_path is None else str(config.ckpt_path),
+        "dataset": inputs.dataset_name,
+        "split": config.split,
+        "config": to_plain(config),
+    }
+
+
+def _worst(report: EvaluationReport) -> list[str]:
+    if report.kind != "reconstruction":
+        return []
+    columns = report.section("reconstruction").per_crystal
+    rows = zip(report.generated.ids, columns["rms"], columns["failure"], strict=True)
+    badness = [(failure is not None, rms is None, rms or 0.0, name) for name, rms, failure in rows]
+    return ["worst reconstructed: " + ", ".join(str(name) for *_, name in sorted(badness, reverse=True)[:5])]

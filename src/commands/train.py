@@ -1,4 +1,4 @@
-"""Train a VAE from a composed config, and leave a run folder that says what happened."""
+"""Train from a composed config, and leave a run folder that says what happened."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,26 @@ _MODEL_KEYS = ("encoder", "decoder", "latent_dim", "atom_type_predict")
 
 
 def train(config: DictConfig) -> str:
-    """Run the training that `config` describes; returns what to tell the user at the end."""
+    """Train a VAE as `config` describes; returns what to tell the user at the end."""
+
+    def start() -> VAEModule:
+        module: VAEModule = build("vae_module", config.vae_module)
+        if config.ckpt_path is not None:
+            _start_from(module, Path(config.ckpt_path))
+        return module
+
+    if config.resume_from is not None and config.ckpt_path is not None:
+        raise ConfigError("resume_from and ckpt_path exclude each other: the one continues a run, the other starts one")
+    return run_training(config, start, kind="vae", model_keys=_MODEL_KEYS)
+
+
+def run_training(
+    config: DictConfig, start: Callable[[], L.LightningModule], *, kind: str, model_keys: tuple[str, ...]
+) -> str:
+    """Train what `start` builds, with the data, trainer, callbacks and loggers of `config`.
+
+    `kind` is the checkpoints' kind of model; a run is only resumed where `model_keys` of its config are the same.
+    """
     resume = _resume_checkpoint(config)
     if resume is not None and not _output_dir_given():
         config.output_dir = str(resume.parent.parent)
@@ -40,11 +60,9 @@ def train(config: DictConfig) -> str:
         torch.set_float32_matmul_precision("high")
 
     datamodule = build("data", config.data)
-    module: VAEModule = build("vae_module", config.vae_module)
-    if config.ckpt_path is not None:
-        _start_from(module, Path(config.ckpt_path))
+    module = start()
     if resume is not None:
-        _check_same_model(module, resume)
+        _check_same_model(module, resume, kind, model_keys)
     datamodule.prepare_data()  # a data set that is not there is said before a run folder exists
     started = time.time()
     if is_main_process():  # elsewhere the run folder's name may hold another second
@@ -63,8 +81,8 @@ def train(config: DictConfig) -> str:
         if trainer.is_global_zero:
             _end_run(output_dir, trainer, status=status, seconds=time.time() - started)
             if status == "interrupted":  # Lightning ends the process here
-                log.warning("%s", _farewell(output_dir, trainer, status))
-    return _farewell(output_dir, trainer, status)
+                log.warning("%s", _farewell(output_dir, trainer, status, kind))
+    return _farewell(output_dir, trainer, status, kind)
 
 
 def _status(error: BaseException | None) -> str:
@@ -75,8 +93,6 @@ def _status(error: BaseException | None) -> str:
 def _resume_checkpoint(config: DictConfig) -> Path | None:
     if config.resume_from is None:
         return None
-    if config.ckpt_path is not None:
-        raise ConfigError("resume_from and ckpt_path exclude each other: the one continues a run, the other starts one")
     given = Path(config.resume_from).expanduser().absolute()
     path = given / "checkpoints" / "last.ckpt" if given.is_dir() else given
     if not path.is_file():
@@ -92,21 +108,24 @@ def _output_dir_given() -> bool:
 
 
 def _start_from(module: VAEModule, path: Path) -> None:
-    content = checkpoints.read(path, plain_data_only=False)
+    content = checkpoints.read(checkpoints.find(path), plain_data_only=False)
     checkpoints.check_metadata(content, "vae")
-    checkpoints.load_weights(module, content["state_dict"])
+    new, unused = checkpoints.load_shared_weights(module, content["state_dict"])
     log.info("starting from the weights of %s", path)
+    if new or unused:
+        log.warning("new here, from scratch: %s; not used: %s", ", ".join(new) or "none", ", ".join(unused) or "none")
 
 
-def _check_same_model(module: VAEModule, path: Path) -> None:
+def _check_same_model(module: L.LightningModule, path: Path, kind: str, model_keys: tuple[str, ...]) -> None:
     content = checkpoints.read(path, plain_data_only=True)
     if "optimizer_states" not in content:
         raise CheckpointError(f"{path}: holds a model without its optimiser; fine-tune from it with ckpt_path=")
-    saved = checkpoints.check_metadata(content, "vae")["config"]
-    for key in _MODEL_KEYS:
-        if saved.get(key) != module.config[key]:
+    saved = checkpoints.check_metadata(content, kind)["config"]
+    current: dict[str, Any] = getattr(module, "config", {})
+    for key in model_keys:
+        if saved.get(key) != current[key]:
             raise ConfigError(
-                f"resume_from={path}: its vae_module.{key} is {saved.get(key)}, this run's is {module.config[key]}; "
+                f"resume_from={path}: its {kind}_module.{key} is {saved.get(key)}, this run's is {current[key]}; "
                 f"repeat the options of the run (in {path.parent.parent / 'run.json'})"
             )
 
@@ -156,15 +175,16 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _farewell(output_dir: Path, trainer: L.Trainer, status: str) -> str:
+def _farewell(output_dir: Path, trainer: L.Trainer, status: str, kind: str) -> str:
     best = output_dir / "checkpoints" / "best.ckpt"
     lines = [f"training {status} after {trainer.current_epoch} epochs; everything is in {output_dir}"]
     if status == "interrupted":
         lines.append(f"continue:    add resume_from={output_dir} to the same command")
     if best.is_file():
+        lines.append(f"checkpoint:  {best}")
+        if kind == "vae":
+            lines.append(f"reconstruct: crystalvae-evaluate ckpt_path={best} split=val{_data_options()}")
         lines += [
-            f"checkpoint:  {best}",
-            f"reconstruct: crystalvae-evaluate ckpt_path={best} split=val{_data_options()}",
             f"sample:      crystalvae-sample ckpt_path={best} num_samples=100 output_dir=samples",
         ]
     return "\n".join(lines)

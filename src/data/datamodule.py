@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from src.data.canonical import CanonicalSource
 from src.data.dataset import CrystalDataset
 from src.data.loader import CrystalLoader
 from src.data.sources import Source, Split, atom_count_distribution
@@ -20,7 +21,8 @@ class CrystalDataModule(L.LightningDataModule):
     """Give the trainer batches of a source's crystals.
 
     `batch_size` counts crystals per process. `seed` decides order and noise (see `CrystalLoader`). `subset` takes only
-    that many crystals of the training split, chosen by the seed, for trials.
+    that many crystals of the training split, chosen by the seed, for trials. `canonical` gives every crystal its
+    canonical description (`src.data.canonical`), which priors are trained on.
     """
 
     def __init__(
@@ -31,11 +33,13 @@ class CrystalDataModule(L.LightningDataModule):
         eval_batch_size: int = 1024,
         seed: int = 0,
         subset: int | None = None,
+        canonical: bool = False,
     ) -> None:
         super().__init__()
         if subset is not None and subset < 1:
             raise ConfigError(f"data.subset: got {subset}; expected a number of crystals, or null for all")
-        self.source, self.seed, self.subset = source, seed, subset
+        self.source: Source = CanonicalSource(source=source, cache_dir=_cache_dir(source)) if canonical else source
+        self.seed, self.subset = seed, subset
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self._splits: dict[Split, CrystalDataset] = {}
 
@@ -97,3 +101,8 @@ class CrystalDataModule(L.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
+
+
+def _cache_dir(source: Source) -> str | None:
+    cache = getattr(source, "cache", None)
+    return None if cache is None else str(cache)

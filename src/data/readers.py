@@ -43,6 +43,11 @@ def read_table(
     CSV (plain or compressed), feather and parquet are told apart by their names. Numeric columns become properties.
     Raises `DataError` where the file is missing, no table, without `cif`, or without a usable row.
     """
+    return assemble(table_rows(path), source=str(path), max_atoms=max_atoms, niggli=niggli, strict=strict)
+
+
+def table_rows(path: Path) -> Iterator[Row]:
+    """Return the rows of a table, their crystals not yet parsed; `DataError` where it is none."""
     frame, malformed = _read_frame(path)
     if "cif" not in frame.columns:
         found = ", ".join(map(repr, list(frame.columns)[:12])) or "none"
@@ -51,8 +56,7 @@ def read_table(
         raise DataError(f"{path}: two columns are named {frame.columns[frame.columns.duplicated()][0]!r}; rename one")
     if frame.empty:
         raise DataError(f"{path}: the table has no rows")
-    rows = _table_rows(path, frame, malformed)
-    return assemble(rows, source=str(path), max_atoms=max_atoms, niggli=niggli, strict=strict)
+    return _table_rows(path, frame, malformed)
 
 
 def _read_frame(path: Path) -> tuple[pd.DataFrame, dict[int, str]]:
@@ -156,6 +160,11 @@ def read_cif_folder(
     folder: Path, *, max_atoms: int | None = None, niggli: bool = True, strict: bool = False
 ) -> CrystalDataset:
     """Read every `*.cif` of a folder, in the order of their names; ids are the names without `.cif`."""
+    return assemble(cif_rows(folder), source=str(folder), max_atoms=max_atoms, niggli=niggli, strict=strict)
+
+
+def cif_rows(folder: Path) -> Iterator[Row]:
+    """Return a row for every `*.cif` of a folder, not yet read; `DataError` where there is none."""
     paths = sorted(folder.glob("*.cif")) if folder.is_dir() else []
     if not paths:
         raise DataError(f"{folder}: expected a folder with *.cif files, found none")
@@ -166,12 +175,16 @@ def read_cif_folder(
         except OSError as error:
             raise CrystalError(f"cannot be read: {error.strerror}") from error
 
-    rows = ((path.name, path.stem, partial(read, path), {}) for path in paths)
-    return assemble(rows, source=str(folder), max_atoms=max_atoms, niggli=niggli, strict=strict)
+    return ((path.name, path.stem, partial(read, path), {}) for path in paths)
 
 
 def read_ase(path: Path, *, max_atoms: int | None = None, niggli: bool = True, strict: bool = False) -> CrystalDataset:
     """Read a file that ASE reads (extxyz, db, POSCAR, …), all its frames; numbers in `info` become properties."""
+    return assemble(ase_rows(path), source=str(path), max_atoms=max_atoms, niggli=niggli, strict=strict)
+
+
+def ase_rows(path: Path) -> Iterator[Row]:
+    """Return a row for every frame of a file that ASE reads; `DataError` where it cannot."""
     import ase.io
 
     if not path.is_file():
@@ -180,8 +193,7 @@ def read_ase(path: Path, *, max_atoms: int | None = None, niggli: bool = True, s
         frames = _read_database(path) if path.suffix == ".db" else cast("list[Atoms]", ase.io.read(path, index=":"))
     except Exception as error:  # ASE's readers raise nearly anything on damaged files
         raise DataError(f"{path}: ASE cannot read it ({' '.join(str(error).split())[:200]})") from error
-    rows = (_ase_row(path, number, atoms) for number, atoms in enumerate(frames, start=1))
-    return assemble(rows, source=str(path), max_atoms=max_atoms, niggli=niggli, strict=strict)
+    return (_ase_row(path, number, atoms) for number, atoms in enumerate(frames, start=1))
 
 
 def _read_database(path: Path) -> list[Atoms]:

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from src.errors import CheckpointError, ConfigError, CrystalVAEError
 
-TRUSTED_TARGETS = ("src.vae_module.", "torch.optim.")
+TRUSTED_TARGETS = ("src.vae_module.", "src.prior_module.", "torch.optim.")
 """What a config inside a checkpoint may name as `_target_`."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pickle
 import platform
@@ -19,6 +21,8 @@ from src.vae_module.build import check_targets
 
 KEY = "crystalvae"
 """Where in a checkpoint the description stands; beside it Lightning keeps `state_dict` and what resuming needs."""
+MANIFEST = "sha256.json"
+"""Beside the bundled models: name to sha256."""
 FORMAT_VERSION = 1
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From a format version to the function that turns such a checkpoint into one of the next version."""
@@ -96,8 +100,45 @@ def _check_sizes(path: Path) -> None:
         raise CheckpointError(f"{path}: damaged checkpoint, {path.stat().st_size} bytes that claim to hold {claimed}")
 
 
+def folder() -> Path:
+    """Return where the bundled checkpoints are: inside the installed package, or beside `src` in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "checkpoints"
+    return inside if inside.is_dir() else package.parent / "checkpoints"
+
+
+def bundled() -> dict[str, str]:
+    """Return the bundled models: name to sha256 of the file."""
+    path = folder() / MANIFEST
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def find(name_or_path: str | Path) -> Path:
+    """Return the file of a bundled model, checked against its sha256, or the path that was given.
+
+    Raises `CheckpointError` where a bundled file is not what was published.
+    """
+    name = str(name_or_path)
+    path = Path(name_or_path).expanduser()
+    hashes = bundled()
+    if name not in hashes and not path.is_file():
+        known = f"; bundled are {', '.join(sorted(hashes))}" if hashes else ""
+        raise CheckpointError(f"{path}: no such checkpoint{known}")
+    if name not in hashes or path.is_file():
+        return path
+    path = folder() / f"{name}.ckpt"
+    if not path.is_file():
+        raise CheckpointError(f"the bundled model {name} is missing: no file {path}; install again")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != hashes[name]:
+        raise CheckpointError(f"{path}: not the bundled model {name}, its sha256 differs; install again")
+    return path
+
+
 def check_metadata(content: dict[str, Any], kind: str, *, trusted_targets: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return a checkpoint's description, upgraded to this version; `CheckpointError` where it cannot be used."""
+    """Return a checkpoint's description, upgraded to this version; `CheckpointError` where it cannot be used.
+
+    `kind` is the kind of model expected, or several with "|" between them.
+    """
     meta = content.get(KEY)
     if not isinstance(meta, dict) or not isinstance(meta.get("config"), dict):
         raise CheckpointError(f"damaged checkpoint: {KEY!r} holds no config")
@@ -110,8 +151,9 @@ def check_metadata(content: dict[str, Any], kind: str, *, trusted_targets: tuple
             f"checkpoint format version {found!r}, written by crystalvae {_written_by(meta)}; this crystalvae reads "
             f"version {FORMAT_VERSION}: install a crystalvae at least as new as the one that wrote it"
         )
-    if not isinstance(meta.get("kind"), str) or meta["kind"] != kind:
-        raise CheckpointError(f"the checkpoint holds a {meta.get('kind')!r} model; expected {kind!r}")
+    if not isinstance(meta.get("kind"), str) or meta["kind"] not in kind.split("|"):
+        expected = " or ".join(map(repr, kind.split("|")))
+        raise CheckpointError(f"the checkpoint holds a {meta.get('kind')!r} model; expected {expected}")
     if not isinstance(meta.get("statistics"), dict):
         raise CheckpointError(f"damaged checkpoint: {KEY!r} holds no statistics")
     check_targets(meta["config"], trusted=trusted_targets)
@@ -173,6 +215,33 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], *, assign:
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:500]
         raise CheckpointError(f"the checkpoint's weights do not fit its config: {reason}") from error
+
+
+def load_shared_weights(module: nn.Module, state_dict: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Load the weights that a model has in common with another, for fine-tuning into a model with other parts.
+
+    Returns the model's parameters that had no counterpart, and the given ones that were not used. Raises
+    `CheckpointError` where nothing is shared, or a shared name has another shape.
+    """
+    own = module.state_dict()
+    shared = {name: value for name, value in state_dict.items() if name in own}
+    if not shared:
+        raise CheckpointError("the checkpoint has no weights in common with this model")
+    try:
+        module.load_state_dict(shared, strict=False)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:500]
+        raise CheckpointError(f"the checkpoint's weights have other shapes than this model's: {reason}") from error
+    return sorted(set(own) - set(shared)), sorted(set(state_dict) - set(shared))
+
+
+def vae_of_prior(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return config and weights of the `VAEModule`, its prior included, that a prior's checkpoint holds."""
+    if not isinstance(config.get("vae"), dict) or not isinstance(config.get("prior"), dict):
+        raise CheckpointError("damaged checkpoint: a prior's config without its VAE")
+    prefix = "vae_module."
+    inner = {str(name).removeprefix(prefix): value for name, value in weights.items()}
+    return {**config["vae"], "prior": config["prior"]}, inner
 
 
 def write(content: Mapping[str, Any], path: Path) -> None:

@@ -38,7 +38,7 @@ class VAEModule(L.LightningModule):
     All arguments are plain config, and are kept in the checkpoint: `encoder` and `decoder` with a `_target_` each;
     `loss_weights` for atom_types, frac_coords, lengths, angles and kl; `augmentation` {translate, rotate}; `noise` as
     `InputNoise`; `optimizer` and `scheduler` with a `_target_` that takes the parameters, or the optimiser and the
-    number of steps.
+    number of steps; `prior` with a `_target_` where a prior was trained for these latents (`src.prior_module`).
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class VAEModule(L.LightningModule):
         noise: Mapping[str, float] | None = None,
         optimizer: Mapping[str, Any] | None = None,
         scheduler: Mapping[str, Any] | None = None,
+        prior: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         arguments = {key: value for key, value in locals().items() if key not in {"self", "__class__"}}
@@ -69,6 +70,10 @@ class VAEModule(L.LightningModule):
             coord_loss=coord_loss,
             bound_lattice=bound_lattice,
         )
+        self.prior = None
+        if plain["prior"] is not None:
+            given = not self.vae.atom_type_predict
+            self.prior = build("prior", plain["prior"], latent_dim=latent_dim, elements_given=given)
         self.loss_weights = check_weights(plain["loss_weights"])
         self.augmentation = _check_augmentation(plain["augmentation"])
         self.noise = InputNoise(**(plain["noise"] or {}))
@@ -152,21 +157,46 @@ class VAEModule(L.LightningModule):
         return_atoms: bool = False,
         return_structures: bool = False,
         *,
-        temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        **options: Any,
     ) -> CrystalBatch | list[Atoms] | list[Structure]:
-        """Decode latents drawn from N(0, temperature²·I) for the atom counts of `batch` (`CrystalBatch.empty`).
+        """Sample crystals with the atom counts of `batch` (`CrystalBatch.empty`), and its elements where given.
 
-        In structure prediction the elements are those of `batch`. Returns ASE atoms or pymatgen structures where asked.
+        Where the checkpoint holds a learned prior, latents are drawn from it, with `options` as
+        `src.prior_module.sampling.sample_from_module` takes them (conditions, chemical_system, sampler, …). Otherwise
+        they are standard normal noise times `temperature`; the log says which. Returns ASE atoms or pymatgen structures
+        where asked.
         """
         if return_atoms and return_structures:
             raise ValueError("sample: return_atoms and return_structures exclude each other")
-        crystals = sample_crystals(
-            self.vae, as_crystals(batch).to(self.device), temperature=temperature, generator=generator
-        )
+        crystals = self.sample_crystals(as_crystals(batch), generator=generator, temperature=temperature, **options)
         if return_atoms:
             return crystals.to_atoms()
         return crystals.to_structure() if return_structures else crystals
+
+    @torch.no_grad()
+    def sample_crystals(
+        self,
+        template: CrystalBatch,
+        *,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        **options: Any,
+    ) -> CrystalBatch:
+        """Sample as `sample` does; always returns a `CrystalBatch`."""
+        template = template.to(self.device)
+        if self.prior is None:
+            if options:
+                raise ConfigError(f"sample: {', '.join(sorted(options))} need a checkpoint with a learned prior")
+            log.info("sampling standard normal latents: this model holds no learned prior")
+            return sample_crystals(self.vae, template, temperature=temperature, generator=generator)
+        if temperature != 1.0:
+            raise ConfigError(f"temperature: got {temperature}; a learned prior has none, only 1.0")
+        from src.prior_module.sampling import sample_from_module
+
+        log.info("sampling latents from the learned prior")
+        return sample_from_module(self, template, generator=generator, **options)
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
@@ -247,6 +277,8 @@ class VAEModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser and the learning-rate schedule, which is told the number of steps of the whole run."""
+        if self.prior is not None:
+            raise ConfigError("vae_module.prior: a VAE is trained before its prior, which train_prior trains; set null")
         if self.config["optimizer"] is None:
             raise ConfigError("vae_module.optimizer: got null; training needs one, for example torch.optim.AdamW")
         optimizer = build("optimizer", self.config["optimizer"], params=list(self.parameters()))
@@ -296,15 +328,20 @@ class VAEModule(L.LightningModule):
     ) -> VAEModule:
         """Load a model from a checkpoint of ours or of the published Chemeleon2 format, ready to use (`eval`).
 
+        `checkpoint_path` may be the name of a bundled model (`checkpoints.bundled()`). A checkpoint of a prior holds
+        its VAE: `sample` of what is returned then uses that prior.
+
         Nothing in the file is executed either way. `weights_only=True` accepts only plain data, that is, ours;
         `weights_only=False` also converts pickled published checkpoints through a reader that runs nothing.
         `trusted_targets` names further packages whose encoders and decoders a config may ask for. Raises
         `CheckpointError` for what is damaged, of another version, or not to be trusted.
         """
-        content = checkpoints.read(Path(checkpoint_path), plain_data_only=weights_only)
-        meta = checkpoints.check_metadata(content, "vae", trusted_targets=trusted_targets)
-        weights = content["state_dict"]
-        module = checkpoints.rebuild(cls, meta["config"], weights, trusted=bool(trusted_targets))
+        content = checkpoints.read(checkpoints.find(checkpoint_path), plain_data_only=weights_only)
+        meta = checkpoints.check_metadata(content, "vae|prior", trusted_targets=trusted_targets)
+        config, weights = meta["config"], content["state_dict"]
+        if meta["kind"] == "prior":
+            config, weights = checkpoints.vae_of_prior(config, weights)
+        module = checkpoints.rebuild(cls, config, weights, trusted=bool(trusted_targets))
         module.statistics = meta["statistics"]
         return module.to(map_location).eval()
 

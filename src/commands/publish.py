@@ -1,0 +1,46 @@
+"""Make a bundled model of a training checkpoint: weights alone, in half precision, with its sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from src.commands import arguments
+from src.errors import CheckpointError, ConfigError
+from src.vae_module import checkpoint as checkpoints
+
+SMALL = 1024
+"""Tensors of up to so many numbers (statistics, biases, norms) stay in single precision: they cost nothing."""
+
+
+def publish(config: DictConfig) -> str:
+    """Write `name`.ckpt and its hash into `output_dir`; returns what to tell the user."""
+    name = str(config.name)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+        raise ConfigError(f"name: got {name!r}; expected lower-case letters, digits and hyphens, such as mp20-small")
+    source = arguments.path("ckpt_path", config.ckpt_path)
+    folder = arguments.path("output_dir", config.output_dir)
+    content = checkpoints.read(source, plain_data_only=True)
+    weights = {key: _halved(key, value) for key, value in content["state_dict"].items()}
+    path = folder / f"{name}.ckpt"
+    checkpoints.write({"state_dict": weights, checkpoints.KEY: content[checkpoints.KEY]}, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest = folder / checkpoints.MANIFEST
+    hashes = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    text = json.dumps(dict(sorted({**hashes, name: digest}.items())), indent=1)
+    manifest.write_text(text + "\n", encoding="utf-8")
+    return f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {digest}"
+
+
+def _halved(name: str, value: Tensor) -> Tensor:
+    if not value.is_floating_point() or value.numel() <= SMALL:
+        return value.clone()
+    half = value.half()
+    if not bool(torch.isfinite(half).all()):
+        raise CheckpointError(f"{name}: holds numbers beyond half precision's range")
+    return half

@@ -1,0 +1,89 @@
+"""What the commands that sample share: options from their config, and sampling with a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from src.commands import arguments
+from src.data.batch import CrystalBatch
+from src.errors import ConfigError
+from src.vae_module.build import to_plain
+from src.vae_module.vae_module import VAEModule
+
+
+def sampling_options(module: VAEModule, config: DictConfig) -> dict[str, Any]:
+    """Return what is asked of the sampling, as plain data; `ConfigError` for what this checkpoint cannot do."""
+    from src.prior_module.sampling import parse_chemical_system
+
+    temperature = arguments.number("temperature", config.temperature)
+    conditions = _mapping("conditions", config.conditions)
+    sampler = _mapping("sampler", config.sampler)
+    system = to_plain(config.chemical_system)
+    if not isinstance(config.chemical_system_subsets, bool):
+        raise ConfigError(f"chemical_system_subsets: got {config.chemical_system_subsets!r}; expected true or false")
+    if module.prior is None:
+        asked = {"conditions": conditions, "sampler": sampler, "chemical_system": system}
+        given = [name for name, value in asked.items() if value]
+        if given:
+            raise ConfigError(
+                f"{', '.join(given)}: this checkpoint holds no learned prior, which that needs; train one with "
+                "train_prior, or use ckpt_path=mp20-small"
+            )
+        return {"temperature": temperature}
+    if temperature != 1.0:
+        raise ConfigError(
+            f"temperature: got {temperature}; it is of standard normal latents, and this checkpoint holds a learned "
+            "prior: see sampler.composition_temperature and sampler.stochasticity"
+        )
+    if system is not None and config.get("composition") is not None:
+        raise ConfigError("chemical_system and composition exclude each other: a composition says all elements")
+    return {
+        "conditions": conditions,
+        "sampler": sampler,
+        "chemical_system": None if system is None else parse_chemical_system(system),
+        "chemical_system_subsets": config.chemical_system_subsets,
+    }
+
+
+def elements_needed(module: VAEModule, options: Mapping[str, Any]) -> int:
+    """Return how many different elements each crystal will have to have."""
+    system = options.get("chemical_system")
+    return len(system) if system and not module.atom_type_predict and not options["chemical_system_subsets"] else 0
+
+
+def _mapping(key: str, value: object) -> dict[str, Any]:
+    plain = to_plain(value)
+    if plain is None:
+        return {}
+    if not isinstance(plain, Mapping):
+        raise ConfigError(f"{key}: got {plain!r}; expected names with values, such as {key}.NAME=VALUE")
+    return {str(name): entry for name, entry in plain.items() if entry is not None}
+
+
+def sample_all(
+    module: VAEModule, template: CrystalBatch, batch_size: int, generator: torch.Generator, options: Mapping[str, Any]
+) -> CrystalBatch:
+    """Sample what `template` asks for, `batch_size` crystals at a time, with a progress bar."""
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("sampling", total=len(template))
+        if module.prior is not None:
+
+            def advance(done: int) -> None:
+                progress.advance(task, done)
+
+            return module.sample_crystals(
+                template, generator=generator, batch_size=batch_size, advance=advance, **options
+            ).to("cpu")
+        parts: list[CrystalBatch] = []
+        for start in range(0, len(template), batch_size):
+            part = module.sample_crystals(template[start : start + batch_size], generator=generator, **options)
+            parts.append(part.to("cpu"))
+            progress.advance(task, len(part))
+        return CrystalBatch.cat(parts)

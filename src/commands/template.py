@@ -1,0 +1,126 @@
+"""What samples are asked to have: atom counts, and elements in structure prediction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from src.commands import arguments
+from src.data.batch import MAX_ATOMIC_NUMBER, CrystalBatch
+from src.errors import ConfigError
+from src.vae_module.vae_module import VAEModule
+
+log = logging.getLogger(__name__)
+
+
+def sample_template(
+    module: VAEModule,
+    count: int,
+    *,
+    num_atoms: int | Sequence[int] | None,
+    composition: str | None,
+    formula_units: int | None,
+    generator: torch.Generator,
+    elements: int = 0,
+) -> CrystalBatch:
+    """Return crystals of which only what is asked for is known: atom counts, and elements in structure prediction.
+
+    Atom counts are drawn from those of the training set that have room for `elements` different elements.
+
+    Raises `ConfigError` for what cannot be asked of this model.
+    """
+    seen = {int(size): int(crystals) for size, crystals in module.statistics.get("num_atoms", {}).items()}
+    if composition is not None:
+        return _composition_template(module, count, composition, formula_units, num_atoms, seen)
+    if not module.atom_type_predict and not proposes_elements(module):
+        raise ConfigError("this checkpoint predicts structures for given elements: say which, composition=LiFePO4")
+    if formula_units is not None:
+        raise ConfigError("formula_units: only has a meaning together with composition=")
+    if num_atoms is None:
+        if not seen:
+            raise ConfigError("this checkpoint does not know how many atoms crystals have: say it with num_atoms=")
+        large_enough = {size: crystals for size, crystals in seen.items() if size >= elements}
+        if not large_enough:
+            raise ConfigError(f"{elements} elements, but the model saw {max(seen)} atoms at most: say num_atoms=")
+        sizes, weights = zip(*sorted(large_enough.items()), strict=True)
+        drawn = torch.multinomial(torch.tensor(weights).double(), count, replacement=True, generator=generator)
+        return CrystalBatch.empty(torch.tensor(sizes)[drawn])
+    counts = [num_atoms] * count if isinstance(num_atoms, int) else list(num_atoms)
+    if len(counts) != count:
+        raise ConfigError(
+            f"num_atoms: got {len(counts)} numbers for num_samples={count}; expected one each, or one number"
+        )
+    for size in counts:
+        arguments.positive("num_atoms", size)
+    _warn_unseen(set(counts), seen)
+    return CrystalBatch.empty(counts)
+
+
+def proposes_elements(module: VAEModule) -> bool:
+    """Say whether the module's prior has a model of compositions."""
+    return getattr(module.prior, "composition", None) is not None
+
+
+def _composition_template(
+    module: VAEModule,
+    count: int,
+    formula: str,
+    formula_units: int | None,
+    num_atoms: int | Sequence[int] | None,
+    seen: dict[int, int],
+) -> CrystalBatch:
+    if module.atom_type_predict:
+        raise ConfigError(
+            f"composition={formula}: this checkpoint predicts the elements itself and cannot be told them; train one "
+            "for structure prediction (experiment=mp_20/vae_csp) and use that"
+        )
+    if num_atoms is not None:
+        raise ConfigError("num_atoms and composition exclude each other: say the size of the cell with formula_units=")
+    unit = parse_composition(formula)
+    if formula_units is not None:
+        sizes = [arguments.positive("formula_units", formula_units)]
+        _warn_unseen({sizes[0] * len(unit)}, seen)
+    else:
+        sizes = list(range(1, max(seen, default=0) // len(unit) + 1)) or [1]
+        _warn_unseen({size * len(unit) for size in sizes} if sizes == [1] else set(), seen)
+    chosen = [sizes[index % len(sizes)] for index in range(count)]
+    atoms = [number for size in chosen for number in sorted(unit * size)]
+    return CrystalBatch.empty([size * len(unit) for size in chosen]).replace(atom_types=torch.tensor(atoms))
+
+
+def parse_composition(formula: str) -> list[int]:
+    """Return the atomic numbers of one formula unit; `ConfigError` for anything but whole numbers of known elements."""
+    from pymatgen.core import Composition, Element
+
+    try:
+        amounts = {str(symbol): amount for symbol, amount in Composition(formula, strict=True).items()}
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(formula, float):  # Hydra reads inf and nan, in any case of letters, as numbers
+            reason = "read as a number; quote it twice, as in composition=\"'InF'\""
+        raise ConfigError(
+            f"composition={formula}: not a chemical formula ({reason}); expected one such as LiFePO4"
+        ) from error
+    unit: list[int] = []
+    for symbol, amount in amounts.items():
+        if not Element.is_valid_symbol(symbol) or Element(symbol).Z > MAX_ATOMIC_NUMBER:
+            raise ConfigError(f"composition={formula}: unknown element {symbol}; expected H to Es")
+        if amount != round(amount) or amount < 1:
+            raise ConfigError(
+                f"composition={formula}: {amount:g} atoms of {symbol}; expected whole numbers, at least 1"
+            )
+        unit += [Element(symbol).Z] * round(amount)
+    if not 1 <= len(unit) <= 1000:
+        raise ConfigError(f"composition={formula}: {len(unit)} atoms; expected 1 to 1000")
+    return unit
+
+
+def _warn_unseen(sizes: set[int], seen: dict[int, int]) -> None:
+    unknown = sorted(sizes - set(seen)) if seen else []
+    if unknown:
+        log.warning(
+            "the model never saw crystals of %s atoms in training (it saw %d to %d): expect less of these",
+            ", ".join(map(str, unknown[:10])), min(seen), max(seen),
+        )  # fmt: skip

@@ -1,0 +1,83 @@
+"""Fingerprints of crystals: CrystalNN order parameters of their sites, and Magpie statistics of their elements.
+
+Worker processes import this module, so it stays clear of torch: they start in a second and stay small.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from src.evaluation.grouping import Arrays, problem, structure
+from src.evaluation.time_limit import TimedOutError, time_limit
+
+if TYPE_CHECKING:
+    from matminer.featurizers.composition.composite import ElementProperty
+    from matminer.featurizers.site.fingerprint import CrystalNNFingerprint
+
+STRUCTURE_LENGTH, COMPOSITION_LENGTH = 61, 132
+MIN_VOLUME_PER_ATOM = 0.03
+"""Denser cells (Å^3 an atom) have no structure fingerprint: 50,000 atoms and more lie within CrystalNN's 7 Å."""
+INSTALL = 'needs matminer: pip install "crystalvae[evaluation]"'
+
+
+def matminer_installed() -> bool:
+    """Say whether matminer, which makes the fingerprints, is there."""
+    return find_spec("matminer") is not None
+
+
+def structure_fingerprint(crystal: Arrays, *, timeout_s: float | None = None) -> dict[str, object]:
+    """Return the mean over sites of matminer's `CrystalNNFingerprint`, preset ops, as 61 numbers in `fingerprint`.
+
+    Without one the result has only `failure`, which says why.
+    """
+    reason = problem(crystal)
+    if not reason:
+        volume = abs(float(np.linalg.det(crystal[2]))) / len(crystal[0])
+        reason = f"volume of {volume:.3g} Å^3 an atom" if volume < MIN_VOLUME_PER_ATOM else ""
+    if reason:
+        return {"failure": reason}
+    try:
+        with warnings.catch_warnings(), time_limit(timeout_s):
+            warnings.simplefilter("ignore")
+            whole = structure(crystal)
+            sites = [_site_featurizer().featurize(whole, index) for index in range(len(whole))]
+            return {"fingerprint": np.mean(np.array(sites, dtype=float), axis=0).tolist()}
+    except TimedOutError:
+        return {"failure": f"no fingerprint within {timeout_s:g} s"}
+    except Exception as error:  # noqa: BLE001 - any error for one crystal must not take down the others
+        return {"failure": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+
+
+def composition_fingerprint(composition: tuple[tuple[int, int], ...]) -> dict[str, object]:
+    """Return matminer's `ElementProperty`, preset magpie, of atomic numbers and counts, as 132 numbers.
+
+    Properties that Magpie does not know are NaN, as when the metric was published, not imputed.
+    """
+    from pymatgen.core import Composition, Element
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            elements = Composition({Element.from_Z(number): count for number, count in composition})
+            return {"fingerprint": [float(value) for value in _composition_featurizer().featurize(elements)]}
+    except Exception as error:  # noqa: BLE001 - any error for one composition must not take down the others
+        return {"failure": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+
+
+@cache
+def _site_featurizer() -> CrystalNNFingerprint:
+    from matminer.featurizers.site.fingerprint import CrystalNNFingerprint
+
+    return CrystalNNFingerprint.from_preset("ops")
+
+
+@cache
+def _composition_featurizer() -> ElementProperty:
+    from matminer.featurizers.composition.composite import ElementProperty
+
+    return ElementProperty.from_preset("magpie", impute_nan=False)

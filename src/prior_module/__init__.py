@@ -1,0 +1,1 @@
+"""The learned prior over latents: elements first, then the latents of the atoms given them."""

@@ -1,0 +1,230 @@
+"""The Lightning module that trains a prior over the latents of a frozen VAE."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import lightning as L
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from src.data.augmentation import TrainingBatch
+from src.data.batch import CrystalBatch
+from src.data.loader import CrystalLoader
+from src.errors import ConfigError
+from src.prior_module.conditions import Values, condition_values, drop_conditions
+from src.prior_module.flow import logit_normal
+from src.prior_module.network import LatentFlow, PriorNoise
+from src.vae_module import checkpoint as checkpoints
+from src.vae_module.build import build, to_plain
+from src.vae_module.objective import check_finite
+from src.vae_module.transformer import check_choice
+from src.vae_module.vae_module import VAEModule
+
+log = logging.getLogger(__name__)
+
+Latents = Literal["sample", "mean"]
+
+
+class LatentPrior(L.LightningModule):
+    """A frozen VAE and the prior over its latents, which is trained.
+
+    All arguments are plain config, and are kept in the checkpoint: `vae`, the VAE's own config (its weights come from
+    its checkpoint); `prior` with a `_target_`, see `LatentFlow`; `latents`, whether training sees draws from the
+    posterior or its mean; `time` {mean, std} of the logit-normal distribution of times; `condition_dropout` {all,
+    each}; `self_condition_probability`; `composition_weight`, nats of the composition model against the flow's loss;
+    `optimizer` and `scheduler` as for `VAEModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        vae: Mapping[str, Any],
+        prior: Mapping[str, Any],
+        latents: Latents = "sample",
+        time: Mapping[str, float] | None = None,
+        condition_dropout: Mapping[str, float] | None = None,
+        self_condition_probability: float = 0.5,
+        composition_weight: float = 0.1,
+        optimizer: Mapping[str, Any] | None = None,
+        scheduler: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        arguments = {key: value for key, value in locals().items() if key not in {"self", "__class__"}}
+        self.config: dict[str, Any] = {key: to_plain(value) for key, value in arguments.items()}
+        check_choice("prior_module.latents", latents, get_args(Latents))
+        self.vae_module = VAEModule(**{**self.config["vae"], "prior": self.config["prior"]})
+        if not isinstance(self.vae_module.prior, LatentFlow):
+            raise ConfigError("prior_module.prior._target_: expected a LatentFlow")
+        self.vae_module.vae.requires_grad_(requires_grad=False)
+        self.time = _checked("time", {"mean": 0.5, "std": 1.3}, self.config["time"])
+        self.condition_dropout = _checked(
+            "condition_dropout", {"all": 0.3, "each": 0.3}, self.config["condition_dropout"]
+        )
+        if not self.time["std"] > 0:
+            raise ConfigError(f"prior_module.time.std: got {self.time['std']}; expected a number above 0")
+        shares = {**self.condition_dropout, "self_condition_probability": self_condition_probability}
+        for key, value in shares.items():
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"prior_module: {key} is {value}; expected a share in [0, 1]")
+        if not composition_weight >= 0:
+            raise ConfigError(f"prior_module.composition_weight: got {composition_weight}; expected at least 0")
+        self.self_condition_probability, self.composition_weight = self_condition_probability, composition_weight
+
+    @property
+    def prior(self) -> LatentFlow:
+        """The prior that is trained."""
+        return cast("LatentFlow", self.vae_module.prior)
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """What the checkpoint knows of the training set, as `VAEModule.statistics`."""
+        return self.vae_module.statistics
+
+    def sample(self, *args: Any, **kwargs: Any) -> Any:
+        """Sample crystals: `VAEModule.sample`, which uses the prior."""
+        return self.vae_module.sample(*args, **kwargs)
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def losses(self, batch: TrainingBatch, *, training: bool) -> dict[str, Tensor]:
+        """Return the weighted `loss` and its parts; validation draws the same noise every time."""
+        crystals, generator = batch.crystals, batch.generator()
+        device, prior = crystals.device, self.prior
+
+        def normal(rows: int, *columns: int) -> Tensor:
+            return torch.randn(rows, *columns, generator=generator, device=device)
+
+        values = condition_values(crystals, prior.names)
+        times = logit_normal(normal(batch.total_crystals), **self.time)
+        noise = batch.per_atom(normal(batch.total_atoms, prior.latent_dim))
+        posterior_noise = batch.per_atom(normal(batch.total_atoms, prior.latent_dim))
+        uniform = torch.rand(batch.total_crystals, len(prior.names) + 1, generator=generator, device=device)
+        again = float(torch.rand(1, generator=generator, device=device)) < self.self_condition_probability
+        if training:
+            values = self._dropped(values, batch.per_crystal(uniform))
+        with torch.no_grad():
+            posterior = self.vae_module.vae.encode(crystals)
+            exact = self.config["latents"] == "mean" or not training
+            latents = posterior.mode() if exact else posterior.reparameterize(posterior_noise)
+        draws = PriorNoise(noise=noise, time=batch.per_crystal(times), self_condition=again or not training)
+        flow = prior.flow_loss(latents, crystals, values, draws).sum() / batch.mean_atoms
+        parts = {"flow_loss": flow}
+        if prior.composition is not None:
+            parts["composition_nll"] = prior.composition_loss(crystals, values).sum() / batch.mean_crystals
+        return {"loss": flow + self.composition_weight * parts.get("composition_nll", flow.new_zeros(())), **parts}
+
+    def _dropped(self, values: Values, uniform: Tensor) -> Values:
+        shares = self.condition_dropout
+        return drop_conditions(values, uniform, drop_all=shares["all"], drop_each=shares["each"])
+
+    def training_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Return the loss of one batch and log its parts; stop with the crystals' ids where it is not finite."""
+        shard = batch if isinstance(batch, TrainingBatch) else TrainingBatch.whole(batch)
+        losses = self.losses(shard, training=True)
+        check_finite(losses, shard, getattr(self._trainer, "datamodule", None))
+        options: dict[str, Any] = {"batch_size": shard.crystals.num_graphs, "sync_dist": shard.world_size > 1}
+        self.log("train/loss", losses["loss"], prog_bar=True, **options)
+        self.log_dict({f"train/{name}": value for name, value in losses.items() if name != "loss"}, **options)
+        return losses["loss"]
+
+    def validation_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> None:
+        """Log the losses; the noise is the same in every epoch."""
+        crystals = batch.crystals if isinstance(batch, TrainingBatch) else batch
+        losses = self.losses(TrainingBatch.whole(crystals, seed=(0, 0, batch_idx)), training=False)
+        values = {f"val/{name}": value for name, value in losses.items()}
+        self.log_dict(values, batch_size=crystals.num_graphs, sync_dist=True)
+
+    def train(self, mode: bool = True) -> LatentPrior:
+        """Switch to training; the VAE stays as it is used, in evaluation."""
+        super().train(mode)
+        self.vae_module.vae.eval()
+        return self
+
+    def on_fit_start(self) -> None:
+        """Take the training set's statistics, its latents' included, into the model and so into its checkpoints."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None:
+            return
+        self.vae_module.statistics = datamodule.statistics()
+        self.fit_statistics(datamodule.dataset("train").crystals)
+
+    @torch.no_grad()
+    def fit_statistics(self, crystals: CrystalBatch, *, batch_size: int = 1024) -> None:
+        """Encode crystals and take over the statistics of their latents and conditions."""
+        starts = range(0, len(crystals), batch_size)
+        console = Console(stderr=True)
+        means, variances = [], []
+        self.vae_module.vae.eval()
+        for start in track(starts, "encoding the training set", console=console, transient=True):
+            posterior = self.vae_module.vae.encode(crystals[start : start + batch_size].to(self.device))
+            means.append(posterior.mean)
+            variances.append(posterior.var)
+        self.prior.fit_latents(torch.cat(means), torch.cat(variances))
+        values = condition_values(crystals, self.prior.names)
+        self.prior.conditions.fit(values)
+        if self.prior.composition is not None:
+            self.prior.composition_conditions.fit(values)
+
+    def on_train_epoch_start(self) -> None:
+        """Tell our loader the epoch: its order and the batches' noise are functions of it."""
+        if isinstance(self.trainer.train_dataloader, CrystalLoader):
+            self.trainer.train_dataloader.set_epoch(self.current_epoch)
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimiser over the prior's parameters, and the learning-rate schedule."""
+        if self.config["optimizer"] is None:
+            raise ConfigError("prior_module.optimizer: got null; training needs one, for example torch.optim.AdamW")
+        optimizer = build("optimizer", self.config["optimizer"], params=list(self.prior.parameters()))
+        optimizer._step_supports_amp_scaling = False
+        if self.config["scheduler"] is None:
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = build("scheduler", self.config["scheduler"], optimizer=optimizer, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds VAE and prior: config, format version, statistics, package versions."""
+        exact, averaged = checkpoint.get("current_model_state"), checkpoint["state_dict"]
+        if exact is not None:  # averaging rounds, also what never changes
+            trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+            checkpoint["state_dict"] = {**averaged, **{name: exact[name] for name in averaged if name not in trained}}
+        checkpoint[checkpoints.KEY] = checkpoints.metadata("prior", self.config, self.statistics)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the statistics when training resumes."""
+        self.vae_module.statistics = checkpoints.check_metadata(checkpoint, "prior")["statistics"]
+
+    def save_checkpoint(self, path: str | Path) -> None:
+        """Write VAE and prior (no optimiser) as a checkpoint that `load_from_checkpoint` reads, atomically."""
+        content: dict[str, Any] = {"state_dict": self.state_dict()}
+        self.on_save_checkpoint(content)
+        checkpoints.write(content, Path(path))
+
+    @classmethod
+    def load_from_checkpoint(  # pyright: ignore[reportIncompatibleMethodOverride]  # fewer, safer arguments
+        cls, checkpoint_path: str | Path, map_location: torch.device | str = "cpu"
+    ) -> LatentPrior:
+        """Load a prior and its VAE, ready to sample; nothing in the file is executed.
+
+        Raises `CheckpointError` for what is damaged, of another version or kind, or not to be trusted.
+        """
+        content = checkpoints.read(checkpoints.find(checkpoint_path), plain_data_only=True)
+        meta = checkpoints.check_metadata(content, "prior")
+        module = checkpoints.rebuild(cls, meta["config"], content["state_dict"])
+        module.vae_module.statistics = meta["statistics"]
+        return module.to(map_location).eval()
+
+
+def _checked(name: str, defaults: dict[str, float], given: Mapping[str, float] | None) -> dict[str, float]:
+    for key, value in (given or {}).items():
+        if key not in defaults or isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"prior_module.{name}.{key}: got {value!r}; expected numbers for {', '.join(defaults)}")
+    return {**defaults, **(given or {})}

@@ -1,0 +1,178 @@
+"""Crystals from a prior and the VAE whose latents it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from src.data.batch import MAX_ATOMIC_NUMBER, CrystalBatch
+from src.data.canonical import element_order
+from src.errors import ConfigError
+from src.prior_module.conditions import Values, asked_values
+from src.prior_module.flow import SamplerOptions
+from src.prior_module.network import LatentFlow
+from src.vae_module.vae import CrystalVAE
+
+if TYPE_CHECKING:
+    from src.vae_module.vae_module import VAEModule
+
+
+@torch.no_grad()
+def sample_from_prior(
+    vae: CrystalVAE,
+    prior: LatentFlow,
+    template: CrystalBatch,
+    values: Values,
+    *,
+    options: SamplerOptions,
+    generator: torch.Generator,
+    chemical_system: Sequence[int] | None = None,
+    subsystems: bool = False,
+    batch_size: int = 512,
+    advance: Callable[[int], object] = lambda _done: None,
+) -> CrystalBatch:
+    """Draw crystals with the atom counts, and the elements where they are not 0, of `template`, in its order.
+
+    `chemical_system` lists the only atomic numbers that may appear, all of which do unless `subsystems` (where the VAE
+    decodes elements itself, they need not). Crystals are drawn in batches of similar size; the result depends on the
+    generator's seed and on `batch_size`, not on the device where the generator is on the CPU. `advance` is told how
+    many crystals are done after each batch.
+
+    Raises `ConfigError` for elements that the kind of model or `chemical_system` does not allow.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size: got {batch_size}; expected at least 1")
+    unknown = template.atom_types == 0
+    if bool(unknown.any()) and not bool(unknown.all()):
+        raise ConfigError("composition: some atoms have element 0; expected elements for all atoms, or for none")
+    device = prior.latent_mean.device
+    by_size = template.num_atoms.argsort(stable=True)
+    parts = []
+    for rows in by_size.split(batch_size):
+        part = template[rows].to(device)
+        asked = {name: given[rows.to(given.device)].to(device) for name, given in values.items()}
+        part, restore = _with_elements(prior, part, asked, options, generator, chemical_system, subsystems)
+
+        draw = partial(_normal, part.num_nodes, prior.latent_dim, generator, device)
+        latents = prior.sample_latents(part, asked, options=options, noise=draw)
+        decoded = vae.decode(latents, part)
+        if chemical_system is not None and decoded.atom_logits is not None:
+            forbidden = torch.ones(decoded.atom_logits.shape[1], dtype=torch.bool, device=device)
+            forbidden[torch.tensor(sorted(set(chemical_system)), device=device)] = False
+            decoded = replace(decoded, atom_logits=decoded.atom_logits.masked_fill(forbidden, -torch.inf))
+        crystals = vae.to_crystals(decoded, part)
+        if restore is not None:
+            crystals = crystals.replace(
+                atom_types=crystals.atom_types[restore], frac_coords=crystals.frac_coords[restore]
+            )
+        parts.append(crystals.to("cpu"))
+        advance(len(part))
+    return CrystalBatch.cat(parts)[by_size.argsort()].to(template.device)
+
+
+def _normal(atoms: int, latent_dim: int, generator: torch.Generator, device: torch.device) -> Float[Tensor, "N L"]:
+    return torch.randn(atoms, latent_dim, generator=generator, device=generator.device).to(device)
+
+
+def _with_elements(
+    prior: LatentFlow,
+    part: CrystalBatch,
+    values: Values,
+    options: SamplerOptions,
+    generator: torch.Generator,
+    chemical_system: Sequence[int] | None,
+    subsystems: bool,
+) -> tuple[CrystalBatch, Tensor | None]:
+    """Return crystals with elements in the order that the prior was trained on, and what puts them back in order."""
+    unknown = part.atom_types == 0
+    if not prior.elements_given:
+        if not bool(unknown.all()):
+            raise ConfigError(
+                "composition: this model decodes elements from its latents and cannot be told them; use a checkpoint "
+                "for structure prediction"
+            )
+        return part, None
+    if bool(unknown.all()):
+        drawn = prior.sample_elements(
+            part.num_atoms,
+            values,
+            generator=generator,
+            temperature=options.composition_temperature,
+            chemical_system=chemical_system,
+            subsystems=subsystems,
+        )
+        return part.replace(atom_types=drawn), None
+    if chemical_system is not None and not bool(torch.isin(part.atom_types.cpu(), torch.tensor(chemical_system)).all()):
+        raise ConfigError("composition and chemical_system exclude each other: the one has elements the other has not")
+    ranks = element_order().to(part.device)[part.atom_types]
+    order = (part.batch * len(element_order()) + ranks).argsort(stable=True)
+    return part.replace(atom_types=part.atom_types[order]), order.argsort()
+
+
+def sample_from_module(
+    module: VAEModule,
+    template: CrystalBatch,
+    *,
+    generator: torch.Generator | None,
+    conditions: Mapping[str, object] | None = None,
+    chemical_system: str | Sequence[str | int] | None = None,
+    chemical_system_subsets: bool = False,
+    sampler: Mapping[str, Any] | None = None,
+    batch_size: int = 512,
+    advance: Callable[[int], object] = lambda _done: None,
+) -> CrystalBatch:
+    """Draw crystals from a module's prior: what `VAEModule.sample` does where there is one.
+
+    `conditions`: what to ask for, such as {"crystal_system": "cubic", "band_gap": 1.5}. `chemical_system`: "Li-Mn-O",
+    or a list of symbols or atomic numbers. `sampler`: changes to the prior's default `SamplerOptions`. The rest is
+    described at `sample_from_prior`.
+    """
+    prior = module.prior
+    if not isinstance(prior, LatentFlow):
+        raise ConfigError("sample: this checkpoint holds no learned prior")
+    if generator is None:
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    allowed = {field.name for field in fields(SamplerOptions)}
+    unknown = sorted(set(sampler or {}) - allowed)
+    if unknown:
+        raise ConfigError(f"sampler: unknown {', '.join(unknown)}; expected some of {', '.join(sorted(allowed))}")
+    return sample_from_prior(
+        module.vae,
+        prior,
+        template,
+        asked_values(conditions or {}, prior.names, len(template)),
+        options=replace(prior.sampler, **(sampler or {})),
+        generator=generator,
+        chemical_system=None if chemical_system is None else parse_chemical_system(chemical_system),
+        subsystems=chemical_system_subsets,
+        batch_size=batch_size,
+        advance=advance,
+    )
+
+
+def parse_chemical_system(given: object) -> list[int]:
+    """Return atomic numbers for "Li-Mn-O" or a list of symbols or numbers; `ConfigError` names what is no element."""
+    from pymatgen.core import Element
+
+    if isinstance(given, (str, int)) and not isinstance(given, bool):
+        entries = str(given).split("-")
+    elif isinstance(given, Sequence):
+        entries = list(given)
+    else:
+        raise ConfigError(f"chemical_system: got {given!r}; expected symbols such as Li-Mn-O, or a list of them")
+    numbers = []
+    for entry in entries:
+        symbol = str(entry).strip()
+        number = int(symbol) if symbol.isdigit() else Element(symbol).Z if Element.is_valid_symbol(symbol) else 0
+        if not 1 <= number <= MAX_ATOMIC_NUMBER:
+            raise ConfigError(f"chemical_system: {entry!r} is no element; expected symbols such as Li-Mn-O")
+        numbers.append(number)
+    if not numbers:
+        raise ConfigError("chemical_system: got no element; expected symbols such as Li-Mn-O")
+    return sorted(set(numbers))

@@ -1,0 +1,77 @@
+"""Bundled models: half precision on disk, the same crystals out, and hashes that are checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from src.commands.publish import SMALL, publish
+from src.errors import CheckpointError, ConfigError
+from src.vae_module import VAEModule
+from src.vae_module import checkpoint as checkpoints
+from tests.samples import random_crystals, tiny_module
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    module = tiny_module()
+    module.save_checkpoint(tmp_path / "best.ckpt")
+    config = {"ckpt_path": str(tmp_path / "best.ckpt"), "name": "tiny", "output_dir": str(tmp_path / "models")}
+    publish(OmegaConf.create(config))
+    monkeypatch.setattr(checkpoints, "folder", lambda: tmp_path / "models")
+    return module, tmp_path / "models" / "tiny.ckpt"
+
+
+def test_large_weights_are_halved_and_small_ones_kept(published):
+    module, path = published
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    for name, value in module.state_dict().items():
+        expected = value.half() if value.numel() > SMALL and value.is_floating_point() else value
+        assert weights[name].dtype == expected.dtype
+        assert torch.equal(weights[name], expected)
+    assert any(value.dtype == torch.float16 for value in weights.values())
+
+
+def test_published_model_loads_by_name_and_decodes_the_same(published):
+    module, _ = published
+    crystals = random_crystals()
+    loaded = VAEModule.load_from_checkpoint("tiny")
+    assert all(value.dtype == torch.float32 for value in loaded.state_dict().values() if value.is_floating_point())
+    expected, got = module.eval().reconstruct_crystals(crystals), loaded.reconstruct_crystals(crystals)
+    torch.testing.assert_close(got.lattices, expected.lattices, atol=0.05, rtol=0.01)
+
+
+def test_hash_is_written_and_checked(published):
+    _, path = published
+    assert json.loads((path.parent / checkpoints.MANIFEST).read_text()) == {
+        "tiny": hashlib.sha256(path.read_bytes()).hexdigest()
+    }
+    with path.open("ab") as file:
+        file.write(b"!")
+    with pytest.raises(CheckpointError, match="sha256 differs"):
+        checkpoints.find("tiny")
+
+
+def test_bundled_models_are_what_was_published():
+    for name in checkpoints.bundled():
+        module = VAEModule.load_from_checkpoint(name)
+        assert module.statistics["num_crystals"] > 0
+
+
+@pytest.mark.parametrize("name", ["../evil", "Upper", "", "a b"])
+def test_names_are_plain(tmp_path, name: str):
+    with pytest.raises(ConfigError, match="name: got"):
+        publish(OmegaConf.create({"ckpt_path": "x.ckpt", "name": name, "output_dir": str(tmp_path)}))
+
+
+def test_weights_beyond_half_precision_are_refused(tmp_path):
+    module = tiny_module()
+    with torch.no_grad():
+        max(module.parameters(), key=lambda p: p.numel()).fill_(1e6)
+    module.save_checkpoint(tmp_path / "best.ckpt")
+    with pytest.raises(CheckpointError, match="half precision"):
+        publish(OmegaConf.create({"ckpt_path": str(tmp_path / "best.ckpt"), "name": "x", "output_dir": str(tmp_path)}))
