@@ -100,10 +100,12 @@ def write_crystals(
             "%d of %d crystals have no cell or coordinates that a file could hold; samples.csv alone lists them: %s",
             len(missing), len(crystals), ", ".join(missing[:5]) + (", …" if len(missing) > 5 else ""),
         )  # fmt: skip
+    import pandas as pd
+
     with staged_output(output_dir, overwrite=overwrite) as folder:
         files = [name for key in FORMATS if key in formats for name in FORMATS[key](records, folder)]
         rows = table.reset_index(drop=True)
-        rows.insert(0, "id", names)
+        rows.insert(0, "id", pd.Series(names, dtype=object))
         rows.to_csv(folder / "samples.csv", index=False, float_format="%.8g", lineterminator="\n")
         files += ["samples.csv", MANIFEST_NAME]
         manifest = {

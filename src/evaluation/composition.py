@@ -29,7 +29,7 @@ PUBLISHED_STATES = "smact14"
 """The only default of SMACT before 3.0, and so the set of CDVAE, DiffCSP, FlowMM and MatterGen."""
 MAX_COMBINATIONS = 10_000_000
 """DiffCSP's code calls a composition invalid that has more combinations of oxidation states than this."""
-INSTALL = 'needs SMACT: pip install "crystalvae[evaluation]"'
+INSTALL = 'needs SMACT: pip install "SMACT>=4.0"'
 
 
 @dataclass(frozen=True)

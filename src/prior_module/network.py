@@ -193,6 +193,20 @@ class LatentFlow(nn.Module):
         return latents * self.latent_std + self.latent_mean
 
     @torch.no_grad()
+    def estimate(
+        self,
+        noisy: Float[Tensor, "N L"],
+        time: float,
+        crystals: CrystalBatch,
+        values: Values,
+        last: Float[Tensor, "N L"] | None,
+    ) -> Float[Tensor, "N L"]:
+        """Return what noisy standardised latents at time t are estimated to be; `last` is an earlier estimate."""
+        context = self.conditions(values, crystals.num_graphs)
+        times = noisy.new_full((crystals.num_graphs,), time)
+        return self._to_clean(self.denoiser(noisy, times, crystals, context, last), noisy, noisy.new_tensor(time))
+
+    @torch.no_grad()
     def sample_elements(
         self, num_atoms: Int[Tensor, "B"], values: Values, *, generator: torch.Generator, **options: Any
     ) -> Int[Tensor, "N"]:
