@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 STRUCTURE_LENGTH, COMPOSITION_LENGTH = 61, 132
 MIN_VOLUME_PER_ATOM = 0.03
 """Denser cells (Å^3 an atom) have no structure fingerprint: 50,000 atoms and more lie within CrystalNN's 7 Å."""
+ORBIT_SYMPREC = 1e-3
+"""Å; closer than any distance CrystalNN can tell apart."""
 INSTALL = 'needs matminer: pip install "crystalvae[evaluation]"'
 
 
@@ -33,7 +35,8 @@ def matminer_installed() -> bool:
 def structure_fingerprint(crystal: Arrays, *, timeout_s: float | None = None) -> dict[str, object]:
     """Return the mean over sites of matminer's `CrystalNNFingerprint`, preset ops, as 61 numbers in `fingerprint`.
 
-    Without one the result has only `failure`, which says why.
+    Atoms that a symmetry of the crystal maps onto each other have the same surroundings, so one of each orbit is looked
+    at and counts as often as its orbit has atoms. Without a fingerprint the result has only `failure`, which says why.
     """
     reason = problem(crystal)
     if not reason:
@@ -45,12 +48,30 @@ def structure_fingerprint(crystal: Arrays, *, timeout_s: float | None = None) ->
         with warnings.catch_warnings(), time_limit(timeout_s):
             warnings.simplefilter("ignore")
             whole = structure(crystal)
-            sites = [_site_featurizer().featurize(whole, index) for index in range(len(whole))]
-            return {"fingerprint": np.mean(np.array(sites, dtype=float), axis=0).tolist()}
+            representatives, multiplicities = np.unique(equivalent_atoms(crystal), return_counts=True)
+            sites = [_site_featurizer().featurize(whole, int(index)) for index in representatives]
+            mean = np.average(np.array(sites, dtype=float), axis=0, weights=multiplicities)
+            return {"fingerprint": mean.tolist()}
     except TimedOutError:
         return {"failure": f"no fingerprint within {timeout_s:g} s"}
     except Exception as error:  # noqa: BLE001 - any error for one crystal must not take down the others
         return {"failure": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+
+
+def equivalent_atoms(crystal: Arrays) -> np.ndarray:
+    """Return for each of n atoms the first atom of its orbit under the space group found at `ORBIT_SYMPREC`."""
+    import moyopy
+
+    numbers, frac_coords, lattice = crystal
+    cell = moyopy.Cell(
+        basis=np.asarray(lattice, dtype=float).tolist(),
+        positions=np.asarray(frac_coords, dtype=float).tolist(),
+        numbers=[int(number) for number in numbers],
+    )
+    try:
+        return np.array(moyopy.MoyoDataset(cell, symprec=ORBIT_SYMPREC).orbits)
+    except Exception:  # noqa: BLE001 - moyo knows no symmetry of some strange cells: then every atom stands for itself
+        return np.arange(len(numbers))
 
 
 def composition_fingerprint(composition: tuple[tuple[int, int], ...]) -> dict[str, object]:
