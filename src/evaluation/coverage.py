@@ -18,6 +18,7 @@ from src.evaluation.composition import reduced_compositions
 from src.evaluation.fingerprints import (
     COMPOSITION_LENGTH,
     INSTALL,
+    ORBIT_SYMPREC,
     STRUCTURE_LENGTH,
     composition_fingerprint,
     matminer_installed,
@@ -128,12 +129,13 @@ def fingerprints(
 ) -> Fingerprints:
     """Return the fingerprints of crystals; compositions are scaled as published, with NaN set to 0 after it."""
     check_time_limit("timeout_s", timeout_s)
-    versions = f"matminer {version('matminer')}, pymatgen {version('pymatgen-core')}"
+    packages = ("matminer", "moyopy", "pymatgen-core")
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
     structures = runner.map(
         partial(structure_fingerprint, timeout_s=timeout_s),
         crystals.to_arrays(),
         description=description,
-        namespace=f"CrystalNN ops fingerprint, {versions}",
+        namespace=f"CrystalNN ops fingerprint, an atom of each orbit at {ORBIT_SYMPREC:g} Å, {versions}",
         chunk=4,
         keep=is_repeatable,
     )
