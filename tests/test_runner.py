@@ -165,6 +165,19 @@ def test_impossible_runners_are_refused(monkeypatch: pytest.MonkeyPatch):
         Runner(backend="ray")
 
 
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_ray_gives_the_same_results_in_the_same_order():
+    ray = pytest.importorskip("ray", reason="needs the extra ray")
+    items = [float(number) for number in range(90)]
+    try:
+        found = Runner(n_jobs=1, backend="ray", progress=False).map(
+            math.sqrt, items, description="roots", namespace="a", chunk=2
+        )
+    finally:
+        ray.shutdown()
+    assert found == [math.sqrt(item) for item in items]
+
+
 @pytest.mark.parametrize("thread", [False, True])
 def test_time_limits_hold_in_any_thread(thread: bool):
     outcomes: list[object] = []

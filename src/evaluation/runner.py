@@ -26,6 +26,8 @@ Item = TypeVar("Item")
 
 SAVE_SECONDS = 2.0
 """Results are written to the cache at least this often, so that a stopped run loses little."""
+RAY_CHUNKS = 32
+"""Chunks for each worker in one round of Ray's."""
 EXTRAS = {"dask": "distributed", "ray": "ray"}
 """By backend: the package it needs. The extra of this package that installs it has the backend's name."""
 
@@ -133,10 +135,13 @@ class Runner:
         from joblib import Parallel, delayed
 
         with self._backend():
-            parallel: Any = Parallel(n_jobs=workers, return_as="generator_unordered")
-            outputs: Any = parallel(delayed(_run_chunk)(function, part) for part in chunks)
+            # Ray's backend returns lists only: in rounds, so that results are kept along the way.
+            rounds = RAY_CHUNKS * workers if self.backend == "ray" else len(chunks)
+            kind = "list" if self.backend == "ray" else "generator_unordered"
+            parallel: Any = Parallel(n_jobs=workers, return_as=kind)
             try:
-                yield from outputs
+                for start in range(0, len(chunks), rounds):
+                    yield from parallel(delayed(_run_chunk)(function, part) for part in chunks[start : start + rounds])
             except Exception as error:
                 if type(error).__name__ not in {"TerminatedWorkerError", "BrokenProcessPool", "KilledWorker"}:
                     raise
@@ -150,6 +155,10 @@ class Runner:
 
         if self.backend == "dask":
             _connect_dask(self.address)
+        if self.backend == "ray":
+            from ray.util.joblib import register_ray  # pyright: ignore[reportMissingImports]  an extra
+
+            register_ray()
         if self.backend == "loky":
             return parallel_config(backend="loky", inner_max_num_threads=1)
         return nullcontext() if self.backend == "sequential" else parallel_config(backend=self.backend)
