@@ -280,7 +280,17 @@ def test_every_option_of_a_group_composes_for_priors(group: str):
 
 
 @pytest.mark.parametrize(
-    "group", ["data", "vae_module", "vae_module/encoder", "vae_module/decoder", "trainer", "logger", "callbacks"]
+    "group",
+    [
+        "data",
+        "vae_module",
+        "vae_module/encoder",
+        "vae_module/decoder",
+        "vae_module/bottleneck",
+        "trainer",
+        "logger",
+        "callbacks",
+    ],
 )
 def test_every_option_of_a_group_composes(group: str):
     for path in sorted((CONFIGS / group).glob("*.yaml")):

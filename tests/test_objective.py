@@ -197,8 +197,8 @@ def test_training_draws_latents_and_validation_takes_the_mean(crystals: CrystalB
         posterior = module.vae.encode(crystals)
         for training in (False, True):
             noise = torch.randn(crystals.num_nodes, 4, generator=batch.generator()) if training else torch.zeros(14, 4)
-            decoded = module.vae.decode(posterior.reparameterize(noise), crystals)
-            expected = module.objective(decoded, posterior, crystals, batch)
+            latents = posterior.reparameterize(noise)
+            expected = module.objective(module.vae.decode(latents, crystals), posterior, latents, crystals, batch)
             got = module.losses(batch, training=training)
             for name, value in expected.items():
                 torch.testing.assert_close(got[name], value, atol=1e-5, rtol=1e-5)

@@ -811,7 +811,7 @@ def test_the_module_says_where_samples_come_from(caplog: pytest.LogCaptureFixtur
         tiny_prior().sample(CrystalBatch.empty([2]))
         VAEModule(**tiny_config()).sample(CrystalBatch.empty([2]))
     assert "from the learned prior" in caplog.messages[0]
-    assert "standard normal latents" in caplog.messages[1]
+    assert "standard normal noise" in caplog.messages[1]
 
 
 def test_samples_come_as_structures_and_atoms():

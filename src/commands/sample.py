@@ -52,7 +52,7 @@ def sample(config: DictConfig) -> str:
     crystals = sample_all(module, template, batch_size, generator, options)
     seconds = time.perf_counter() - started
     facts = describe(crystals)
-    latents = "standard normal noise" if module.prior is None else "learned prior"
+    latents = module.vae.bottleneck.own_prior if module.prior is None else "learned prior"
     info = {
         "ckpt_path": str(config.ckpt_path),
         "seed": seed,

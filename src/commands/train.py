@@ -21,12 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from src.commands.cli import is_main_process
 from src.errors import CheckpointError, ConfigError, OutputError
 from src.vae_module import checkpoint as checkpoints
+from src.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK
 from src.vae_module.build import build
 from src.vae_module.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
 
-_MODEL_KEYS = ("encoder", "decoder", "latent_dim", "atom_type_predict")
+_MODEL_KEYS = ("encoder", "decoder", "bottleneck", "latent_dim", "atom_type_predict")
 
 
 def train(config: DictConfig) -> str:
@@ -123,11 +124,19 @@ def _check_same_model(module: L.LightningModule, path: Path, kind: str, model_ke
     saved = checkpoints.check_metadata(content, kind)["config"]
     current: dict[str, Any] = getattr(module, "config", {})
     for key in model_keys:
-        if saved.get(key) != current[key]:
+        if _described(saved.get(key)) != _described(current[key]):
             raise ConfigError(
                 f"resume_from={path}: its {kind}_module.{key} is {saved.get(key)}, this run's is {current[key]}; "
                 f"repeat the options of the run (in {path.parent.parent / 'run.json'})"
             )
+
+
+def _described(config: Any) -> Any:
+    """Return a part's config without what stands for a default, which checkpoints of earlier versions do not name."""
+    if not isinstance(config, dict) or config == DEFAULT_BOTTLENECK:
+        return None if config == DEFAULT_BOTTLENECK else config
+    entries = {key: _described(value) for key, value in config.items()}
+    return {key: value for key, value in entries.items() if value is not None}
 
 
 def _build_all(name: str, group: DictConfig | None) -> list[Any]:

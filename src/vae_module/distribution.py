@@ -46,6 +46,16 @@ class DiagonalGaussianDistribution:
         """Return the most probable latent, the mean."""
         return self.mean
 
-    def kl(self) -> Float[Tensor, "N"]:
-        """Return KL(N(μ, σ²) ‖ N(0, I)) per atom in nats: ½ Σ (μ² + σ² - 1 - log σ²)."""
-        return 0.5 * (self.mean.square() + self.var - 1.0 - self.logvar).sum(dim=-1)
+    def kl(self, other: DiagonalGaussianDistribution | None = None) -> Float[Tensor, "N"]:
+        """Return KL(self ‖ other) per atom in nats, the sum over latent numbers; without `other` KL to N(0, I)."""
+        return self.kl_per_dimension(other).sum(dim=-1)
+
+    def kl_per_dimension(self, other: DiagonalGaussianDistribution | None = None) -> Float[Tensor, "N L"]:
+        """Return the KL of each latent number in nats.
+
+        To N(0, 1) it is ½ (μ² + σ² - 1 - log σ²), to N(μ', σ'²) ½ ((μ - μ')² / σ'² + σ²/σ'² - 1 - log σ²/σ'²).
+        """
+        if other is None:
+            return 0.5 * (self.mean.square() + self.var - 1.0 - self.logvar)
+        ratio = self.logvar - other.logvar
+        return 0.5 * ((self.mean - other.mean).square() / other.var + torch.exp(ratio) - 1.0 - ratio)

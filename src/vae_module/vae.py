@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from src.data.batch import CrystalBatch
 from src.data.lattice import bound_angles, lattice_from_parameters, periodic_difference
 from src.errors import ConfigError
+from src.vae_module.bottlenecks.base import Bottleneck, Posterior
 from src.vae_module.decoders.transformer import DecodedCrystals
-from src.vae_module.distribution import DiagonalGaussianDistribution
 from src.vae_module.transformer import check_choice, full_precision
 
 CoordLoss = Literal["periodic", "mse"]
@@ -48,7 +48,7 @@ class Decoder(Protocol):
 
 
 class CrystalVAE(nn.Module):
-    """Encoder, `quant_conv` to mean and log-variance, a latent an atom, `post_quant_conv`, decoder.
+    """Encoder, `quant_conv`, the bottleneck with a latent an atom, `post_quant_conv`, decoder.
 
     `coord_loss`: "periodic" compares coordinates on the circle, "mse" as plain numbers. `bound_lattice` keeps decoded
     cells sensible: lengths clamped to `SCALED_LENGTH_RANGE`, angles through `bound_angles`, and a volume of at least
@@ -60,20 +60,25 @@ class CrystalVAE(nn.Module):
         *,
         encoder: nn.Module,
         decoder: nn.Module,
-        latent_dim: int,
+        bottleneck: nn.Module,
         coord_loss: CoordLoss = "periodic",
         bound_lattice: bool = True,
     ) -> None:
         super().__init__()
-        if latent_dim < 1:
-            raise ConfigError(f"latent_dim: got {latent_dim}; expected at least 1")
+        if not isinstance(bottleneck, Bottleneck):
+            raise ConfigError(f"bottleneck: got a {type(bottleneck).__name__}; expected a Bottleneck")
         if not isinstance(encoder, Encoder) or not isinstance(decoder, Decoder):
             raise ConfigError("encoder, decoder: expected modules with d_model, and atom_type_predict for the decoder")
         check_choice("coord_loss", coord_loss, get_args(CoordLoss))
-        self.encoder, self.decoder = encoder, decoder
-        self.latent_dim, self.coord_loss, self.bound_lattice = latent_dim, coord_loss, bound_lattice
-        self.quant_conv = nn.Linear(encoder.d_model, 2 * latent_dim, bias=False)
-        self.post_quant_conv = nn.Linear(latent_dim, decoder.d_model, bias=False)
+        self.encoder, self.decoder, self.bottleneck = encoder, decoder, bottleneck
+        self.coord_loss, self.bound_lattice = coord_loss, bound_lattice
+        self.quant_conv = nn.Linear(encoder.d_model, bottleneck.input_dim, bias=False)
+        self.post_quant_conv = nn.Linear(bottleneck.output_dim, decoder.d_model, bias=False)
+
+    @property
+    def latent_dim(self) -> int:
+        """Latent numbers an atom, as `decode` takes them."""
+        return self.bottleneck.latent_dim
 
     @property
     def atom_type_predict(self) -> bool:
@@ -84,18 +89,20 @@ class CrystalVAE(nn.Module):
         """Return the encoder's output."""
         return self.encoder(crystals)
 
-    def posterior(self, hidden: Float[Tensor, "N D"]) -> DiagonalGaussianDistribution:
+    def posterior(self, hidden: Float[Tensor, "N D"], crystals: CrystalBatch) -> Posterior:
         """Return the posterior of the latents for the encoder's output."""
         with full_precision(hidden):
-            return DiagonalGaussianDistribution(self.quant_conv(hidden.float()))
+            return self.bottleneck.posterior(self.quant_conv(hidden.float()), crystals)
 
-    def encode(self, crystals: CrystalBatch) -> DiagonalGaussianDistribution:
-        """Return q(z | crystal), one Gaussian over `latent_dim` numbers an atom."""
-        return self.posterior(self.hidden(crystals))
+    def encode(self, crystals: CrystalBatch) -> Posterior:
+        """Return q(z | crystal) over `latent_dim` numbers an atom."""
+        return self.posterior(self.hidden(crystals), crystals)
 
     def decode(self, latents: Float[Tensor, "N L"], crystals: CrystalBatch) -> DecodedCrystals:
         """Decode latents; of `crystals` only the atom counts are read, and the elements in structure prediction."""
-        return self.decoder(self.post_quant_conv(latents), crystals)
+        with full_precision(latents):
+            features = self.bottleneck.features(latents, crystals)
+        return self.decoder(self.post_quant_conv(features), crystals)
 
     def to_crystals(self, decoded: DecodedCrystals, crystals: CrystalBatch) -> CrystalBatch:
         """Pick the likeliest elements and build the cells; predicted element 0 becomes 1, as published.

@@ -17,9 +17,9 @@ from src.data.lattice import random_rotations
 from src.data.loader import CrystalLoader
 from src.errors import ConfigError
 from src.vae_module import checkpoint as checkpoints
+from src.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK, Posterior
 from src.vae_module.build import build, to_plain
 from src.vae_module.decoders.transformer import DecodedCrystals
-from src.vae_module.distribution import DiagonalGaussianDistribution
 from src.vae_module.objective import check_finite, check_weights, reconstruction_errors
 from src.vae_module.sampling import sample_crystals
 from src.vae_module.vae import CoordLoss, CrystalVAE
@@ -35,10 +35,11 @@ log = logging.getLogger(__name__)
 class VAEModule(L.LightningModule):
     """A crystal VAE with its objective, its augmentation and its optimiser.
 
-    All arguments are plain config, and are kept in the checkpoint: `encoder` and `decoder` with a `_target_` each;
-    `loss_weights` for atom_types, frac_coords, lengths, angles and kl; `augmentation` {translate, rotate}; `noise` as
-    `InputNoise`; `optimizer` and `scheduler` with a `_target_` that takes the parameters, or the optimiser and the
-    number of steps; `prior` with a `_target_` where a prior was trained for these latents (`src.prior_module`).
+    All arguments are plain config, and are kept in the checkpoint: `encoder`, `decoder` and `bottleneck` (None: the
+    Gaussian) with a `_target_` each; `loss_weights` for atom_types, frac_coords, lengths, angles and kl; `augmentation`
+    {translate, rotate}; `noise` as `InputNoise`; `optimizer` and `scheduler` with a `_target_` that takes the
+    parameters, or the optimiser and the number of steps; `prior` with a `_target_` where a prior was trained for these
+    latents (`src.prior_module`).
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class VAEModule(L.LightningModule):
         encoder: Mapping[str, Any],
         decoder: Mapping[str, Any],
         latent_dim: int,
+        bottleneck: Mapping[str, Any] | None = None,
         atom_type_predict: bool = True,
         coord_loss: CoordLoss = "periodic",
         bound_lattice: bool = True,
@@ -66,14 +68,14 @@ class VAEModule(L.LightningModule):
         self.vae = CrystalVAE(
             encoder=build("encoder", plain["encoder"]),
             decoder=build("decoder", plain["decoder"], atom_type_predict=atom_type_predict),
-            latent_dim=latent_dim,
+            bottleneck=build("bottleneck", plain["bottleneck"] or DEFAULT_BOTTLENECK, latent_dim=latent_dim),
             coord_loss=coord_loss,
             bound_lattice=bound_lattice,
         )
         self.prior = None
         if plain["prior"] is not None:
             given = not self.vae.atom_type_predict
-            self.prior = build("prior", plain["prior"], latent_dim=latent_dim, elements_given=given)
+            self.prior = build("prior", plain["prior"], latent_dim=self.latent_dim, elements_given=given)
         self.loss_weights = check_weights(plain["loss_weights"])
         self.augmentation = _check_augmentation(plain["augmentation"])
         self.noise = InputNoise(**(plain["noise"] or {}))
@@ -96,7 +98,7 @@ class VAEModule(L.LightningModule):
         hidden = self.vae.hidden(crystals)
         return {
             "x": hidden,
-            "posterior": self.vae.posterior(hidden),
+            "posterior": self.vae.posterior(hidden, crystals),
             "atom_types": crystals.atom_types,
             "num_atoms": crystals.num_atoms,
             "batch": crystals.batch,
@@ -165,8 +167,8 @@ class VAEModule(L.LightningModule):
 
         Where the checkpoint holds a learned prior, latents are drawn from it, with `options` as
         `src.prior_module.sampling.sample_from_module` takes them (conditions, chemical_system, sampler, …). Otherwise
-        they are standard normal noise times `temperature`; the log says which. Returns ASE atoms or pymatgen structures
-        where asked.
+        they come from the bottleneck's own prior at `temperature`; the log says which. Returns ASE atoms or pymatgen
+        structures where asked.
         """
         if return_atoms and return_structures:
             raise ValueError("sample: return_atoms and return_structures exclude each other")
@@ -189,7 +191,7 @@ class VAEModule(L.LightningModule):
         if self.prior is None:
             if options:
                 raise ConfigError(f"sample: {', '.join(sorted(options))} need a checkpoint with a learned prior")
-            log.info("sampling standard normal latents: this model holds no learned prior")
+            log.info("sampling latents from %s: this model holds no learned prior", self.vae.bottleneck.own_prior)
             return sample_crystals(self.vae, template, temperature=temperature, generator=generator)
         if temperature != 1.0:
             raise ConfigError(f"temperature: got {temperature}; a learned prior has none, only 1.0")
@@ -202,6 +204,9 @@ class VAEModule(L.LightningModule):
 
     def losses(self, batch: TrainingBatch, *, training: bool) -> dict[str, Tensor]:
         """Return the weighted `loss` and its unweighted parts; training augments, adds noise and samples the latent."""
+        return self.objective(*self._pass(batch, training=training), batch)
+
+    def _pass(self, batch: TrainingBatch, *, training: bool) -> tuple[DecodedCrystals, Posterior, Tensor, CrystalBatch]:
         target = batch.crystals
         if training:
             generator = batch.generator()
@@ -212,12 +217,13 @@ class VAEModule(L.LightningModule):
         else:
             posterior = self.vae.encode(target)
             latents = posterior.mode()
-        return self.objective(self.vae.decode(latents, target), posterior, target, batch)
+        return self.vae.decode(latents, target), posterior, latents, target
 
     def objective(
         self,
         decoded: DecodedCrystals,
-        posterior: DiagonalGaussianDistribution,
+        posterior: Posterior,
+        latents: Tensor,
         target: CrystalBatch,
         batch: TrainingBatch,
     ) -> dict[str, Tensor]:
@@ -225,8 +231,16 @@ class VAEModule(L.LightningModule):
         atoms, graphs = batch.mean_atoms, batch.mean_crystals
         parts = self.vae.reconstruction_losses(decoded, target, atoms=atoms, graphs=graphs)
         recon = torch.stack([self.loss_weights[name] * value for name, value in parts.items()]).sum()
-        kl = posterior.kl().sum() / atoms
-        return {"loss": recon + self.loss_weights["kl"] * kl, "recon_loss": recon, "kl_loss": kl, **parts}
+        parts["recon_loss"] = recon
+        bottleneck = self.vae.bottleneck
+        loss, kl = recon, bottleneck.kl(posterior, latents, target)
+        if kl is not None:
+            parts["kl_loss"] = kl.sum() / atoms
+            loss = recon + self.loss_weights["kl"] * parts["kl_loss"]
+        penalties = bottleneck.penalties(posterior, atoms=atoms)
+        for name, value in penalties.items():
+            loss = loss + bottleneck.penalty_weights[name] * value
+        return {"loss": loss, **parts, **penalties, **bottleneck.metrics(posterior)}
 
     def _augment(self, batch: TrainingBatch, generator: torch.Generator) -> CrystalBatch:
         crystals, device = batch.crystals, batch.crystals.device
@@ -247,8 +261,10 @@ class VAEModule(L.LightningModule):
     def training_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the loss of one batch and log its parts; stop with the crystals' ids where it is not finite."""
         shard = batch if isinstance(batch, TrainingBatch) else TrainingBatch.whole(batch)
-        losses = self.losses(shard, training=True)
+        decoded, posterior, latents, target = self._pass(shard, training=True)
+        losses = self.objective(decoded, posterior, latents, target, shard)
         check_finite(losses, shard, getattr(self._trainer, "datamodule", None))
+        self.vae.bottleneck.update(posterior, shard)
         # Each rank's sums are divided by the global batch's share, so their mean over ranks is the global loss.
         options: dict[str, Any] = {"batch_size": shard.crystals.num_graphs, "sync_dist": shard.world_size > 1}
         self.log("train/loss", losses["loss"], prog_bar=True, **options)
@@ -266,11 +282,9 @@ class VAEModule(L.LightningModule):
 
     def _evaluation_step(self, batch: TrainingBatch | CrystalBatch, stage: str) -> None:
         shard = batch if isinstance(batch, TrainingBatch) else TrainingBatch.whole(batch)
-        target = shard.crystals
-        whole = TrainingBatch.whole(target)
-        posterior = self.vae.encode(target)
-        decoded = self.vae.decode(posterior.mode(), target)
-        losses = self.objective(decoded, posterior, target, whole)
+        whole = TrainingBatch.whole(shard.crystals)
+        decoded, posterior, latents, target = self._pass(whole, training=False)
+        losses = self.objective(decoded, posterior, latents, target, whole)
         errors = reconstruction_errors(self.vae.to_crystals(decoded, target), target)
         values = {f"{stage}/{name}": value for name, value in {**losses, **errors}.items()}
         self.log_dict(values, batch_size=target.num_graphs, sync_dist=True)
