@@ -128,9 +128,10 @@ FAMILIES = [
     *(f"vae_module/encoder/{name}.yaml" for name in ("transformer", "cgcnn", "cgcnn_residual", "mlp", "gru")),
     *(f"vae_module/decoder/{name}.yaml" for name in ("transformer", "mlp", "gru")),
 ]
+OPTIMIZERS = [f"prior_module/optimizer/{name}.yaml" for name in ("adamw", "muon")]
 PRIOR = "prior_module/prior_module.yaml"
 WHOLE = ["vae_module/vae_module.yaml", PRIOR, "sample.yaml", "evaluate.yaml", "train_vae.yaml", "train_prior.yaml"]
-TABULATED = [*FAMILIES, *WHOLE, "trainer/default.yaml", "callbacks/prior.yaml"]
+TABULATED = [*FAMILIES, *OPTIMIZERS, *WHOLE, "trainer/default.yaml", "callbacks/prior.yaml"]
 
 
 def test_every_table_of_options_was_found():
@@ -152,7 +153,7 @@ def as_yaml(text: str) -> Any:
     return text if "${" in text else OmegaConf.to_container(OmegaConf.create(f"x: {text}"))["x"]  # type: ignore[index,call-overload]
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *WHOLE])
+@pytest.mark.parametrize("name", [*FAMILIES, *OPTIMIZERS, *WHOLE])
 def test_every_option_is_documented(name: str):
     config = yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
     keys = set(leaves({key: value for key, value in config.items() if key not in {"defaults", "hydra"}}))
@@ -175,7 +176,7 @@ def own_parts() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("CACHE_DIR", "MP20_DIR", "PEROV_5_DIR", "CARBON_24_DIR", "MPTS_52_DIR"):
             patch.delenv(f"CRYSTALVAE_{variable}", raising=False)
-        families = (CONFIGS / name for name in FAMILIES)
+        families = (CONFIGS / name for name in [*FAMILIES, *OPTIMIZERS])
         wholes = (CONFIGS / name for name in ("vae_module/vae_module.yaml", PRIOR))
         for path in (*wholes, *families, *sorted((CONFIGS / "data").glob("*.yaml"))):
             group = path.parent.name
@@ -199,7 +200,7 @@ def test_defaults_of_configs_and_constructors_agree(group: str, part: Mapping[st
         value = given[key]
         if isinstance(value, Mapping) or (group, key) in DECIDED_BY_CONFIG:
             continue  # a part of its own; or what each data set decides for itself
-        assert value == parameter.default, key
+        assert (tuple(value) if isinstance(value, list) else value) == parameter.default, key
 
 
 def test_options_of_parts_that_are_dicts_agree_with_the_code():
@@ -217,7 +218,8 @@ def test_options_of_parts_that_are_dicts_agree_with_the_code():
 
 def test_every_option_of_the_prior_is_a_config_key():
     config: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / PRIOR))
-    assert set(inspect.signature(LatentPrior).parameters) - {"vae"} <= set(config)
+    assert set(inspect.signature(LatentPrior).parameters) - {"vae", "optimizer"} <= set(config)
+    assert {"optimizer": "muon"} in config["defaults"]
     # What the VAE decides is not asked again.
     assert set(inspect.signature(LatentFlow).parameters) - {"latent_dim", "elements_given"} <= set(config["prior"])
 

@@ -24,8 +24,8 @@ class MuonAdamW(torch.optim.Optimizer):
         self,
         params: Iterable[Tensor],
         *,
-        lr: float,
-        weight_decay: float = 0.01,
+        lr: float = 2.0e-3,
+        weight_decay: float = 0.05,
         betas: tuple[float, float] = (0.9, 0.99),
         momentum: float = 0.95,
         ns_steps: int = 5,
@@ -45,7 +45,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.param_groups = [group for part in self._parts for group in part.param_groups]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], Tensor | float] | None = None) -> Any:
         """Take one step of both; returns the closure's loss where one is given."""
         loss = None
         if closure is not None:
