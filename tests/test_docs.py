@@ -32,7 +32,7 @@ from src.prior_module.flow import SamplerOptions
 from src.prior_module.latent_prior import LatentPrior
 from src.prior_module.network import LatentFlow
 from src.vae_module.build import build
-from src.vae_module.objective import PUBLISHED_WEIGHTS
+from src.vae_module.objectives.elbo import PUBLISHED_WEIGHTS
 from tests.samples import random_crystals, tiny_config, tiny_module, tiny_prior_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -289,6 +289,8 @@ def test_every_option_of_a_group_composes_for_priors(group: str):
         "vae_module/encoder",
         "vae_module/decoder",
         "vae_module/bottleneck",
+        "vae_module/objective",
+        "vae_module/objective/schedule",
         "trainer",
         "logger",
         "callbacks",

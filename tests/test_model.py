@@ -18,7 +18,7 @@ from src.data.lattice import periodic_difference, random_rotations
 from src.errors import ConfigError
 from src.vae_module import DiagonalGaussianDistribution, VAEModule
 from src.vae_module.decoders.transformer import DecodedCrystals
-from src.vae_module.objective import reconstruction_errors
+from src.vae_module.monitoring import reconstruction_errors
 from src.vae_module.transformer import PaddingPlan, SelfAttention, Transformer
 from src.vae_module.vae import SCALED_LENGTH_RANGE
 from tests.samples import SIZES, assert_same_crystals, random_crystals, tiny_config, tiny_module

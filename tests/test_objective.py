@@ -16,7 +16,9 @@ from src.data.lattice import minimum_image_distances, periodic_difference, rando
 from src.errors import TrainingError
 from src.vae_module import DiagonalGaussianDistribution, VAEModule
 from src.vae_module.decoders.transformer import DecodedCrystals
-from src.vae_module.objective import PUBLISHED_WEIGHTS, check_finite
+from src.vae_module.monitoring import check_finite
+from src.vae_module.objectives.elbo import PUBLISHED_WEIGHTS
+from src.vae_module.objectives.reconstruction import check_reductions, reconstruction_losses
 from src.vae_module.schedule import WarmupCosine, warmup_cosine_factor
 from tests.samples import SIZES, random_crystals, tiny_module
 from tests.test_model import VARIANTS, decoded_like
@@ -30,7 +32,10 @@ def crystals() -> CrystalBatch:
 
 
 def parts_of(module: VAEModule, decoded: DecodedCrystals, target: CrystalBatch) -> dict[str, torch.Tensor]:
-    return module.vae.reconstruction_losses(decoded, target, atoms=target.num_nodes, graphs=target.num_graphs)
+    options = {"coord_loss": module.objective.coord_loss, "element_loss": "cross_entropy"}
+    return reconstruction_losses(
+        decoded, target, TrainingBatch.whole(target), reductions=check_reductions(None), **options
+    )
 
 
 def loss(module: VAEModule, batch: CrystalBatch | TrainingBatch, *, training: bool = True) -> dict[str, torch.Tensor]:
@@ -198,7 +203,8 @@ def test_training_draws_latents_and_validation_takes_the_mean(crystals: CrystalB
         for training in (False, True):
             noise = torch.randn(crystals.num_nodes, 4, generator=batch.generator()) if training else torch.zeros(14, 4)
             latents = posterior.reparameterize(noise)
-            expected = module.objective(module.vae.decode(latents, crystals), posterior, latents, crystals, batch)
+            decoded = module.vae.decode(latents, crystals)
+            expected = module.objective(decoded, crystals, batch, kl=posterior.kl_per_dimension())
             got = module.losses(batch, training=training)
             for name, value in expected.items():
                 torch.testing.assert_close(got[name], value, atol=1e-5, rtol=1e-5)
@@ -228,7 +234,7 @@ def distances(crystals: CrystalBatch, i: int) -> torch.Tensor:
 def test_every_crystal_has_its_own_shift_that_leaves_distances(crystals: CrystalBatch) -> None:
     module = tiny_module(augmentation={"translate": True})
     batch = TrainingBatch.whole(crystals)
-    moved = module._augment(batch, batch.generator())
+    moved = module.augmentation(batch, batch.generator())
     assert bool(((moved.frac_coords >= 0) & (moved.frac_coords < 1)).all())
     shifts = []
     for i in range(len(crystals)):
@@ -248,7 +254,7 @@ def test_shifts_are_uniform_over_the_cell() -> None:
     many = CrystalBatch.empty([1] * 4000)
     module = tiny_module(augmentation={"translate": True})
     batch = TrainingBatch.whole(many)
-    shifts = module._augment(batch, batch.generator()).frac_coords
+    shifts = module.augmentation(batch, batch.generator()).frac_coords
     torch.testing.assert_close(shifts.mean(0), torch.full((3,), 0.5), atol=5 * math.sqrt(1 / 12 / 4000), rtol=0.0)
     torch.testing.assert_close(shifts.var(0), torch.full((3,), 1 / 12), atol=0.01, rtol=0.0)
 
@@ -256,7 +262,7 @@ def test_shifts_are_uniform_over_the_cell() -> None:
 def test_every_crystal_has_its_own_rotation_that_leaves_distances(crystals: CrystalBatch) -> None:
     module = tiny_module(augmentation={"rotate": True})
     batch = TrainingBatch.whole(crystals)
-    turned = module._augment(batch, batch.generator())
+    turned = module.augmentation(batch, batch.generator())
     rotations = torch.linalg.solve(crystals.lattices, turned.lattices).transpose(1, 2)
     torch.testing.assert_close(rotations @ rotations.transpose(1, 2), torch.eye(3).expand(4, 3, 3), atol=1e-4, rtol=0.0)
     assert bool((torch.linalg.det(rotations) > 0).all())
@@ -277,15 +283,15 @@ def test_rotating_turns_cell_vectors_and_atoms_alike(crystals: CrystalBatch) -> 
 
 def test_nothing_is_drawn_where_nothing_is_asked_for(crystals: CrystalBatch) -> None:
     module, batch = tiny_module(), TrainingBatch.whole(crystals)
-    assert module._augment(batch, batch.generator()) is crystals
-    assert module._corrupt(batch, crystals, batch.generator()) is crystals
+    assert module.augmentation(batch, batch.generator()) is crystals
+    assert module.noise(batch, crystals, batch.generator()) is crystals
 
 
 def test_noise_hides_elements_and_moves_atoms_by_angstroms() -> None:
     many = CrystalBatch.cat([random_crystals((20,) * 40, seed=seed) for seed in range(5)])
     module = tiny_module(noise={"mask_ratio": 0.3, "displacement": 0.2})
     batch = TrainingBatch.whole(many)
-    noisy = module._corrupt(batch, many, batch.generator())
+    noisy = module.noise(batch, many, batch.generator())
     hidden = noisy.atom_types == 0
     assert float(hidden.float().mean()) == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / 4000))
     assert torch.equal(noisy.atom_types[~hidden], many.atom_types[~hidden])

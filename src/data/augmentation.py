@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from src.data.batch import CrystalBatch
-from src.data.lattice import wrap
+from src.data.lattice import random_rotations, wrap
 from src.errors import ConfigError
 
 
@@ -34,6 +35,35 @@ def corrupt(crystals: CrystalBatch, masked: Bool[Tensor, "N"], displacements: Fl
 
 
 @dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Which random views of a crystal training sees: shifts of the origin, and rotations uniform on SO(3)."""
+
+    translate: bool = False
+    rotate: bool = False
+
+    @classmethod
+    def of(cls, config: Mapping[str, bool] | None) -> Augmentation:
+        """Read plain config; `ConfigError` for another key or value."""
+        allowed = {item.name for item in fields(cls)}
+        for key, value in (config or {}).items():
+            if key not in allowed or not isinstance(value, bool):
+                raise ConfigError(
+                    f"augmentation.{key}: got {value!r}; expected translate and rotate, each true or false"
+                )
+        return cls(**(config or {}))
+
+    def __call__(self, batch: TrainingBatch, generator: torch.Generator) -> CrystalBatch:
+        """Return the batch's crystals, each shifted and rotated by its own draw."""
+        crystals, device = batch.crystals, batch.crystals.device
+        if self.translate:
+            shifts = torch.rand(batch.total_crystals, 3, generator=generator, device=device)
+            crystals = translate(crystals, batch.per_crystal(shifts))
+        if self.rotate:
+            crystals = rotate(crystals, batch.per_crystal(random_rotations(batch.total_crystals, generator)))
+        return crystals
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputNoise:
     """What a denoising encoder gets to see: the share of masked elements, and Gaussian displacements (σ in Å)."""
 
@@ -48,6 +78,14 @@ class InputNoise:
 
     def __bool__(self) -> bool:
         return self.mask_ratio > 0 or self.displacement > 0
+
+    def __call__(self, batch: TrainingBatch, crystals: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
+        """Return `crystals`, a view of the batch's, with elements hidden and atoms moved; as they are without noise."""
+        if not self:
+            return crystals
+        masked = torch.rand(batch.total_atoms, generator=generator, device=crystals.device) < self.mask_ratio
+        moves = torch.randn(batch.total_atoms, 3, generator=generator, device=crystals.device) * self.displacement
+        return corrupt(crystals, batch.per_atom(masked), batch.per_atom(moves))
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from src.prior_module.flow import logit_normal
 from src.prior_module.network import LatentFlow, PriorNoise
 from src.vae_module import checkpoint as checkpoints
 from src.vae_module.build import build, to_plain
-from src.vae_module.objective import check_finite
+from src.vae_module.monitoring import check_finite
 from src.vae_module.transformer import check_choice
 from src.vae_module.vae_module import VAEModule
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from src.errors import CheckpointError, ConfigError, CrystalVAEError
+from src.vae_module.objectives.schedules import Schedule
 
 TRUSTED_TARGETS = ("src.vae_module.", "src.prior_module.", "torch.optim.")
 """What a config inside a checkpoint may name as `_target_`."""
@@ -51,7 +52,7 @@ def _is_part(target: str, allowed: tuple[str, ...]) -> bool:
         part = getattr(import_module(module), name, None)
     except ImportError:
         return False
-    parts = (nn.Module, Optimizer, LRScheduler)
+    parts = (nn.Module, Optimizer, LRScheduler, Schedule)
     return isinstance(part, type) and issubclass(part, parts) and f"{part.__module__}.".startswith(allowed)
 
 

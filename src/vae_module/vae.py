@@ -1,22 +1,20 @@
-"""The variational autoencoder itself: a plain module that encodes, decodes and knows its losses."""
+"""The variational autoencoder itself: a plain module that encodes and decodes."""
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from src.data.batch import CrystalBatch
-from src.data.lattice import bound_angles, lattice_from_parameters, periodic_difference
+from src.data.lattice import bound_angles, lattice_from_parameters
 from src.errors import ConfigError
 from src.vae_module.bottlenecks.base import Bottleneck, Posterior
 from src.vae_module.decoders.transformer import DecodedCrystals
-from src.vae_module.transformer import check_choice, full_precision
+from src.vae_module.transformer import full_precision
 
-CoordLoss = Literal["periodic", "mse"]
 SCALED_LENGTH_RANGE = (0.5, 60.0)
 """Decoded lengths / n^(1/3) are clamped to this range (Å); MP-20 spans 1.03 to 20.1."""
 MIN_VOLUME_PER_ATOM = 2.0
@@ -50,9 +48,8 @@ class Decoder(Protocol):
 class CrystalVAE(nn.Module):
     """Encoder, `quant_conv`, the bottleneck with a latent an atom, `post_quant_conv`, decoder.
 
-    `coord_loss`: "periodic" compares coordinates on the circle, "mse" as plain numbers. `bound_lattice` keeps decoded
-    cells sensible: lengths clamped to `SCALED_LENGTH_RANGE`, angles through `bound_angles`, and a volume of at least
-    `MIN_VOLUME_PER_ATOM`; the published format has no such bounds.
+    `bound_lattice` keeps decoded cells sensible: lengths clamped to `SCALED_LENGTH_RANGE`, angles through
+    `bound_angles`, and a volume of at least `MIN_VOLUME_PER_ATOM`; the published format has no such bounds.
     """
 
     def __init__(
@@ -61,7 +58,6 @@ class CrystalVAE(nn.Module):
         encoder: nn.Module,
         decoder: nn.Module,
         bottleneck: nn.Module,
-        coord_loss: CoordLoss = "periodic",
         bound_lattice: bool = True,
     ) -> None:
         super().__init__()
@@ -69,9 +65,8 @@ class CrystalVAE(nn.Module):
             raise ConfigError(f"bottleneck: got a {type(bottleneck).__name__}; expected a Bottleneck")
         if not isinstance(encoder, Encoder) or not isinstance(decoder, Decoder):
             raise ConfigError("encoder, decoder: expected modules with d_model, and atom_type_predict for the decoder")
-        check_choice("coord_loss", coord_loss, get_args(CoordLoss))
         self.encoder, self.decoder, self.bottleneck = encoder, decoder, bottleneck
-        self.coord_loss, self.bound_lattice = coord_loss, bound_lattice
+        self.bound_lattice = bound_lattice
         self.quant_conv = nn.Linear(encoder.d_model, bottleneck.input_dim, bias=False)
         self.post_quant_conv = nn.Linear(bottleneck.output_dim, decoder.d_model, bias=False)
 
@@ -126,31 +121,3 @@ class CrystalVAE(nn.Module):
             lattices=lattices * crystals.num_atoms[:, None, None].to(lattices.dtype).pow(1 / 3),
             num_atoms=crystals.num_atoms,
         )
-
-    def reconstruction_losses(
-        self, decoded: DecodedCrystals, target: CrystalBatch, *, atoms: float, graphs: float
-    ) -> dict[str, Tensor]:
-        """Return each part of the loss, unweighted: sums over what is here divided by `atoms` or `graphs`.
-
-        `atom_types`: cross-entropy in nats an atom. `frac_coords`: squared error per coordinate, in units of the cell
-        edge; on the circle it is |v - (cos 2πf, sin 2πf)|² / (2π)², the same for small errors. `lengths`: squared error
-        of lengths / n^(1/3) in Å². `angles`: squared error in rad².
-        """
-        losses = {
-            "frac_coords": self._coord_error(decoded, target).sum() / (3 * atoms),
-            "lengths": (decoded.lengths_scaled - target.lengths_scaled).square().sum() / (3 * graphs),
-            "angles": (decoded.angles - target.angles_radians).square().sum() / (3 * graphs),
-        }
-        if decoded.atom_logits is not None:
-            cross_entropy = F.cross_entropy(decoded.atom_logits, target.atom_types, reduction="sum")
-            losses["atom_types"] = cross_entropy / atoms
-        return losses
-
-    def _coord_error(self, decoded: DecodedCrystals, target: CrystalBatch) -> Float[Tensor, "N 3"]:
-        if self.coord_loss == "mse":
-            return (decoded.frac_coords - target.frac_coords).square()
-        if decoded.coord_vectors is None:
-            return periodic_difference(decoded.frac_coords, target.frac_coords).square()
-        phase = 2 * torch.pi * target.frac_coords
-        points = torch.stack((phase.cos(), phase.sin()), dim=-1)
-        return (decoded.coord_vectors - points).square().sum(dim=-1) / (2 * torch.pi) ** 2

@@ -11,18 +11,19 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from src.data.augmentation import InputNoise, TrainingBatch, corrupt, rotate, translate
+from src.data.augmentation import Augmentation, InputNoise, TrainingBatch
 from src.data.batch import CrystalBatch
-from src.data.lattice import random_rotations
 from src.data.loader import CrystalLoader
 from src.errors import ConfigError
 from src.vae_module import checkpoint as checkpoints
 from src.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK, Posterior
 from src.vae_module.build import build, to_plain
 from src.vae_module.decoders.transformer import DecodedCrystals
-from src.vae_module.objective import check_finite, check_weights, reconstruction_errors
+from src.vae_module.monitoring import check_finite, reconstruction_errors
+from src.vae_module.objectives.elbo import ELBO, check_weights
+from src.vae_module.objectives.reconstruction import CoordLoss
 from src.vae_module.sampling import sample_crystals
-from src.vae_module.vae import CoordLoss, CrystalVAE
+from src.vae_module.vae import CrystalVAE
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -36,10 +37,10 @@ class VAEModule(L.LightningModule):
     """A crystal VAE with its objective, its augmentation and its optimiser.
 
     All arguments are plain config, and are kept in the checkpoint: `encoder`, `decoder` and `bottleneck` (None: the
-    Gaussian) with a `_target_` each; `loss_weights` for atom_types, frac_coords, lengths, angles and kl; `augmentation`
-    {translate, rotate}; `noise` as `InputNoise`; `optimizer` and `scheduler` with a `_target_` that takes the
-    parameters, or the optimiser and the number of steps; `prior` with a `_target_` where a prior was trained for these
-    latents (`src.prior_module`).
+    Gaussian) with a `_target_` each; `loss_weights` for atom_types, frac_coords, lengths, angles and kl; `objective`
+    with a `_target_`, which turns the parts into the loss (None: `ELBO`); `augmentation` {translate, rotate}; `noise`
+    as `InputNoise`; `optimizer` and `scheduler` with a `_target_` that takes the parameters, or the optimiser and the
+    number of steps; `prior` with a `_target_` where a prior was trained for these latents (`src.prior_module`).
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class VAEModule(L.LightningModule):
         coord_loss: CoordLoss = "periodic",
         bound_lattice: bool = True,
         loss_weights: Mapping[str, float] | None = None,
+        objective: Mapping[str, Any] | None = None,
         augmentation: Mapping[str, bool] | None = None,
         noise: Mapping[str, float] | None = None,
         optimizer: Mapping[str, Any] | None = None,
@@ -69,7 +71,6 @@ class VAEModule(L.LightningModule):
             encoder=build("encoder", plain["encoder"]),
             decoder=build("decoder", plain["decoder"], atom_type_predict=atom_type_predict),
             bottleneck=build("bottleneck", plain["bottleneck"] or DEFAULT_BOTTLENECK, latent_dim=latent_dim),
-            coord_loss=coord_loss,
             bound_lattice=bound_lattice,
         )
         self.prior = None
@@ -77,7 +78,9 @@ class VAEModule(L.LightningModule):
             given = not self.vae.atom_type_predict
             self.prior = build("prior", plain["prior"], latent_dim=self.latent_dim, elements_given=given)
         self.loss_weights = check_weights(plain["loss_weights"])
-        self.augmentation = _check_augmentation(plain["augmentation"])
+        objective = plain["objective"] or {"_target_": f"{ELBO.__module__}.{ELBO.__name__}"}
+        self.objective = build("objective", objective, weights=self.loss_weights, coord_loss=coord_loss)
+        self.augmentation = Augmentation.of(plain["augmentation"])
         self.noise = InputNoise(**(plain["noise"] or {}))
 
     # ---- encode, decode, sample: the research interface --------------------------------------------------------------
@@ -204,14 +207,14 @@ class VAEModule(L.LightningModule):
 
     def losses(self, batch: TrainingBatch, *, training: bool) -> dict[str, Tensor]:
         """Return the weighted `loss` and its unweighted parts; training augments, adds noise and samples the latent."""
-        return self.objective(*self._pass(batch, training=training), batch)
+        return self._weigh(*self._pass(batch, training=training), batch)
 
     def _pass(self, batch: TrainingBatch, *, training: bool) -> tuple[DecodedCrystals, Posterior, Tensor, CrystalBatch]:
         target = batch.crystals
         if training:
             generator = batch.generator()
-            target = self._augment(batch, generator)
-            posterior = self.vae.encode(self._corrupt(batch, target, generator))
+            target = self.augmentation(batch, generator)
+            posterior = self.vae.encode(self.noise(batch, target, generator))
             noise = torch.randn(batch.total_atoms, self.latent_dim, generator=generator, device=target.device)
             latents = posterior.reparameterize(batch.per_atom(noise))
         else:
@@ -219,7 +222,7 @@ class VAEModule(L.LightningModule):
             latents = posterior.mode()
         return self.vae.decode(latents, target), posterior, latents, target
 
-    def objective(
+    def _weigh(
         self,
         decoded: DecodedCrystals,
         posterior: Posterior,
@@ -227,49 +230,30 @@ class VAEModule(L.LightningModule):
         target: CrystalBatch,
         batch: TrainingBatch,
     ) -> dict[str, Tensor]:
-        """Return Σ weight · part: the evidence lower bound with weights (β-VAE, Higgins et al. 2017)."""
-        atoms, graphs = batch.mean_atoms, batch.mean_crystals
-        parts = self.vae.reconstruction_losses(decoded, target, atoms=atoms, graphs=graphs)
-        recon = torch.stack([self.loss_weights[name] * value for name, value in parts.items()]).sum()
-        parts["recon_loss"] = recon
         bottleneck = self.vae.bottleneck
-        loss, kl = recon, bottleneck.kl(posterior, latents, target)
-        if kl is not None:
-            parts["kl_loss"] = kl.sum() / atoms
-            loss = recon + self.loss_weights["kl"] * parts["kl_loss"]
-        penalties = bottleneck.penalties(posterior, atoms=atoms)
-        for name, value in penalties.items():
-            loss = loss + bottleneck.penalty_weights[name] * value
-        return {"loss": loss, **parts, **penalties, **bottleneck.metrics(posterior)}
-
-    def _augment(self, batch: TrainingBatch, generator: torch.Generator) -> CrystalBatch:
-        crystals, device = batch.crystals, batch.crystals.device
-        if self.augmentation["translate"]:
-            shifts = torch.rand(batch.total_crystals, 3, generator=generator, device=device)
-            crystals = translate(crystals, batch.per_crystal(shifts))
-        if self.augmentation["rotate"]:
-            crystals = rotate(crystals, batch.per_crystal(random_rotations(batch.total_crystals, generator)))
-        return crystals
-
-    def _corrupt(self, batch: TrainingBatch, crystals: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
-        if not self.noise:
-            return crystals
-        masked = torch.rand(batch.total_atoms, generator=generator, device=crystals.device) < self.noise.mask_ratio
-        moves = torch.randn(batch.total_atoms, 3, generator=generator, device=crystals.device) * self.noise.displacement
-        return corrupt(crystals, batch.per_atom(masked), batch.per_atom(moves))
+        losses = self.objective(
+            decoded,
+            target,
+            batch,
+            kl=bottleneck.kl(posterior, latents, target),
+            penalties=bottleneck.penalties(posterior, atoms=batch.mean_atoms),
+            penalty_weights=bottleneck.penalty_weights,
+            step=self.global_step,
+            epoch=self.current_epoch,
+        )
+        return {**losses, **bottleneck.metrics(posterior)}
 
     def training_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the loss of one batch and log its parts; stop with the crystals' ids where it is not finite."""
         shard = batch if isinstance(batch, TrainingBatch) else TrainingBatch.whole(batch)
         decoded, posterior, latents, target = self._pass(shard, training=True)
-        losses = self.objective(decoded, posterior, latents, target, shard)
+        losses = self._weigh(decoded, posterior, latents, target, shard)
         check_finite(losses, shard, getattr(self._trainer, "datamodule", None))
         self.vae.bottleneck.update(posterior, shard)
         # Each rank's sums are divided by the global batch's share, so their mean over ranks is the global loss.
         options: dict[str, Any] = {"batch_size": shard.crystals.num_graphs, "sync_dist": shard.world_size > 1}
         self.log("train/loss", losses["loss"], prog_bar=True, **options)
-        rest = {f"train/{name}": value for name, value in losses.items() if name != "loss"}
-        self.log_dict({**rest, "train/kl_weight": self.loss_weights["kl"]}, **options)
+        self.log_dict({f"train/{name}": value for name, value in losses.items() if name != "loss"}, **options)
         return losses["loss"]
 
     def validation_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> None:  # noqa: ARG002
@@ -284,7 +268,7 @@ class VAEModule(L.LightningModule):
         shard = batch if isinstance(batch, TrainingBatch) else TrainingBatch.whole(batch)
         whole = TrainingBatch.whole(shard.crystals)
         decoded, posterior, latents, target = self._pass(whole, training=False)
-        losses = self.objective(decoded, posterior, latents, target, whole)
+        losses = self._weigh(decoded, posterior, latents, target, whole)
         errors = reconstruction_errors(self.vae.to_crystals(decoded, target), target)
         values = {f"{stage}/{name}": value for name, value in {**losses, **errors}.items()}
         self.log_dict(values, batch_size=target.num_graphs, sync_dist=True)
@@ -365,11 +349,3 @@ def as_crystals(batch: CrystalBatch | Batch | TrainingBatch) -> CrystalBatch:
     if isinstance(batch, CrystalBatch):
         return batch
     return batch.crystals if isinstance(batch, TrainingBatch) else CrystalBatch.from_pyg(batch)
-
-
-def _check_augmentation(config: Mapping[str, bool] | None) -> dict[str, bool]:
-    allowed = {"translate": False, "rotate": False}
-    for key, value in (config or {}).items():
-        if key not in allowed or not isinstance(value, bool):
-            raise ConfigError(f"augmentation.{key}: got {value!r}; expected translate and rotate, each true or false")
-    return {**allowed, **(config or {})}

@@ -1,8 +1,7 @@
-"""What training minimises and what validation reports, beside the model."""
+"""What training and validation report beside the loss."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -12,24 +11,10 @@ from torch import Tensor
 from src.data.augmentation import TrainingBatch
 from src.data.batch import CrystalBatch
 from src.data.lattice import periodic_difference
-from src.errors import ConfigError, TrainingError
+from src.errors import TrainingError
 
 if TYPE_CHECKING:
     from src.data.datamodule import CrystalDataModule
-
-PUBLISHED_WEIGHTS = {"atom_types": 1.0, "frac_coords": 10.0, "lengths": 1.0, "angles": 10.0, "kl": 1e-5}
-"""Weights of the published Chemeleon2 VAE."""
-
-
-def check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
-    """Return a weight for every part of the loss; the published ones where nothing is said."""
-    given = dict(weights or {})
-    for key, value in given.items():
-        if key not in PUBLISHED_WEIGHTS:
-            raise ConfigError(f"loss_weights.{key}: unknown part; expected some of {', '.join(PUBLISHED_WEIGHTS)}")
-        if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-            raise ConfigError(f"loss_weights.{key}: got {value!r}; expected a number of at least 0")
-    return {**PUBLISHED_WEIGHTS, **given}
 
 
 def reconstruction_errors(predicted: CrystalBatch, target: CrystalBatch) -> dict[str, Tensor]:

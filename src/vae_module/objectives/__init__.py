@@ -1,0 +1,1 @@
+"""What training minimises: reconstruction, the price of the latent, and how its weight changes with time."""

@@ -1,0 +1,123 @@
+"""The evidence lower bound with a weight on each part, and what the KL's place can be taken by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from src.data.augmentation import TrainingBatch
+from src.data.batch import CrystalBatch
+from src.errors import ConfigError
+from src.vae_module.decoders.read_off import DecodedCrystals
+from src.vae_module.objectives.reconstruction import CoordLoss, ElementLoss, check_reductions, reconstruction_losses
+from src.vae_module.objectives.schedules import NoSchedule
+from src.vae_module.transformer import check_choice
+
+ScheduleUnit = Literal["step", "epoch"]
+PUBLISHED_WEIGHTS = {"atom_types": 1.0, "frac_coords": 10.0, "lengths": 1.0, "angles": 10.0, "kl": 1e-5}
+"""Weights of the published Chemeleon2 VAE."""
+
+
+def check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
+    """Return a weight for every part of the loss; the published ones where nothing is said."""
+    given = dict(weights or {})
+    for key, value in given.items():
+        if key not in PUBLISHED_WEIGHTS:
+            raise ConfigError(f"loss_weights.{key}: unknown part; expected some of {', '.join(PUBLISHED_WEIGHTS)}")
+        if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+            raise ConfigError(f"loss_weights.{key}: got {value!r}; expected a number of at least 0")
+    return {**PUBLISHED_WEIGHTS, **given}
+
+
+class ELBO(nn.Module):
+    """Σ weight · reconstruction part + β(t) · KL (β-VAE, Higgins et al. 2017); without parameters.
+
+    `weights` are the `loss_weights` of the model, β = `loss_weights.kl`. `schedule` is any callable from the step, or
+    the epoch where `schedule_unit` says so, to a factor of β; null: always 1. `element_loss` and `reductions` as
+    `reconstruction_losses`. With "mean" the KL is in nats an atom (summed over the latent numbers), with "sum" in
+    nats a crystal.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: Mapping[str, float],
+        coord_loss: CoordLoss,
+        schedule: Callable[[int], float] | None = None,
+        schedule_unit: ScheduleUnit = "step",
+        element_loss: ElementLoss = "cross_entropy",
+        reductions: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("coord_loss", coord_loss, get_args(CoordLoss))
+        check_choice("objective.schedule_unit", schedule_unit, get_args(ScheduleUnit))
+        check_choice("objective.element_loss", element_loss, get_args(ElementLoss))
+        if schedule is not None and not callable(schedule):
+            raise ConfigError(f"objective.schedule: got {schedule!r}; expected something to call with the step")
+        self.weights = check_weights(weights)
+        self.coord_loss: CoordLoss = coord_loss
+        self.element_loss: ElementLoss = element_loss
+        self.schedule = NoSchedule() if schedule is None else schedule
+        self.schedule_unit: ScheduleUnit = schedule_unit
+        self.reductions = check_reductions(reductions)
+
+    def kl_weight(self, time: int) -> float:
+        """Return β times the schedule's factor at a step (or epoch); `ConfigError` where that is no weight."""
+        factor = float(self.schedule(time))
+        if not math.isfinite(factor) or factor < 0:
+            raise ConfigError(
+                f"objective.schedule: gave {factor} at {self.schedule_unit} {time}; expected a number of at least 0"
+            )
+        return self.weights["kl"] * factor
+
+    def forward(
+        self,
+        decoded: DecodedCrystals,
+        target: CrystalBatch,
+        batch: TrainingBatch,
+        *,
+        kl: Float[Tensor, "N L"] | None,
+        penalties: Mapping[str, Tensor] | None = None,
+        penalty_weights: Mapping[str, float] | None = None,
+        step: int = 0,
+        epoch: int = 0,
+    ) -> dict[str, Tensor]:
+        """Return `loss`, `recon_loss` (weighted), `kl_loss` (unweighted), `kl_weight`, and each part unweighted.
+
+        `kl` is that of each atom and latent number in nats, None where the bottleneck has none. `penalties` are its
+        further terms, unweighted numbers, added with `penalty_weights`.
+        """
+        parts = reconstruction_losses(
+            decoded,
+            target,
+            batch,
+            coord_loss=self.coord_loss,
+            element_loss=self.element_loss,
+            reductions=self.reductions,
+        )
+        recon = torch.stack([self.weights[name] * value for name, value in parts.items()]).sum()
+        loss, terms = recon, dict(penalties or {})
+        for name, value in terms.items():
+            loss = loss + (penalty_weights or {})[name] * value
+        if kl is not None:
+            time = step if self.schedule_unit == "step" else epoch
+            weight = self.kl_weight(time)
+            mean = kl.sum(dim=0) / (batch.mean_atoms if self.reductions["kl"] == "mean" else batch.mean_crystals)
+            penalty, named = self.kl_penalty(mean, batch, time)
+            loss = loss + weight * penalty
+            terms |= {"kl_loss": mean.sum(), "kl_weight": recon.new_tensor(weight), **named}
+        return {"loss": loss, "recon_loss": recon, **terms, **parts}
+
+    def kl_penalty(
+        self,
+        kl: Float[Tensor, "L"],
+        batch: TrainingBatch,  # noqa: ARG002
+        time: int,  # noqa: ARG002
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Return what the KL weight multiplies, and what else to log, from the mean KL of each latent number."""
+        return kl.sum(), {}
