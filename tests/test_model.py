@@ -19,7 +19,8 @@ from src.errors import ConfigError
 from src.vae_module import DiagonalGaussianDistribution, VAEModule
 from src.vae_module.decoders.transformer import DecodedCrystals
 from src.vae_module.monitoring import reconstruction_errors
-from src.vae_module.transformer import PaddingPlan, SelfAttention, Transformer
+from src.vae_module.packing import PaddingPlan
+from src.vae_module.transformer import SelfAttention, Transformer
 from src.vae_module.vae import SCALED_LENGTH_RANGE
 from tests.samples import SIZES, assert_same_crystals, random_crystals, tiny_config, tiny_module
 
@@ -246,7 +247,7 @@ def test_the_transformer_equals_torchs_with_a_padding_mask(norm_first: bool, act
 
 def test_padding_and_flattening_undo_each_other(crystals: CrystalBatch) -> None:
     for batch in (crystals, random_crystals((3, 3))):
-        plan, tokens = PaddingPlan.of(batch), torch.randn(batch.num_nodes, 5)
+        plan, tokens = PaddingPlan.of(batch, packed=False), torch.randn(batch.num_nodes, 5)
         grid = plan.pad(tokens)
         assert grid.shape == (batch.num_graphs, int(batch.num_atoms.max()), 5)
         for i, size in enumerate(batch.num_atoms.tolist()):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from src.data.batch import CrystalBatch
 from src.errors import ConfigError
-from src.vae_module.transformer import PaddingPlan, SelfAttention, sinusoidal_positions
+from src.vae_module.packing import PaddingPlan
+from src.vae_module.transformer import SelfAttention, sinusoidal_positions
 
 
 class ModulatedLayer(nn.Module):

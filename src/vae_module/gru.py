@@ -10,7 +10,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from src.data.batch import CrystalBatch
 from src.errors import ConfigError
 from src.vae_module.checks import check_count, check_dropout
-from src.vae_module.transformer import PaddingPlan, full_precision
+from src.vae_module.packing import PaddingPlan
+from src.vae_module.transformer import full_precision
 
 
 class AtomGRU(nn.Module):
@@ -35,7 +36,7 @@ class AtomGRU(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "N D"], crystals: CrystalBatch) -> Float[Tensor, "N D"]:
         """Transform flat tokens."""
-        plan = PaddingPlan.of(crystals)
+        plan = PaddingPlan.of(crystals, packed=False)
         with full_precision(tokens), torch.backends.cudnn.flags(enabled=self._cudnn()):
             tokens = tokens.float()
             sizes = crystals.num_atoms.cpu()

@@ -1,17 +1,17 @@
-"""A transformer over crystals of different sizes: linear layers see flat tokens, only attention sees padding."""
+"""A transformer over crystals of different sizes: linear layers see flat tokens, only attention sees a grid."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from src.data.batch import CrystalBatch
 from src.errors import ConfigError
+from src.vae_module.packing import PaddingPlan, attend
 
 Activation = Literal["gelu", "gelu_tanh"]
 
@@ -25,41 +25,6 @@ def check_choice(key: str, got: object, allowed: tuple[object, ...]) -> None:
 def full_precision(tensor: Tensor) -> torch.autocast:
     """Return a context without autocast: what is read off or turned into geometry stays in float32 under bf16-mixed."""
     return torch.autocast(tensor.device.type, enabled=False)
-
-
-@dataclass(frozen=True, eq=False)
-class PaddingPlan:
-    """Where each of N tokens stands in a (B, M) grid, M the largest crystal's number of atoms."""
-
-    position: Int[Tensor, "N"]
-    num_graphs: int
-    max_atoms: int
-    attend: Bool[Tensor, "B 1 1 M"] | None
-
-    @classmethod
-    def of(cls, crystals: CrystalBatch) -> PaddingPlan:
-        """Lay out a batch; `attend` is None where all crystals have the same size and nothing is masked."""
-        max_atoms = int(crystals.num_atoms.max())
-        full = crystals.num_nodes == crystals.num_graphs * max_atoms
-        slots = torch.arange(max_atoms, device=crystals.device)
-        return cls(
-            position=crystals.batch * max_atoms + crystals.token_idx,
-            num_graphs=crystals.num_graphs,
-            max_atoms=max_atoms,
-            attend=None if full else (slots < crystals.num_atoms[:, None])[:, None, None, :],
-        )
-
-    def pad(self, tokens: Float[Tensor, "N D"]) -> Float[Tensor, "B M D"]:
-        """Spread flat tokens over the grid; empty slots are 0."""
-        if self.attend is None:
-            return tokens.view(self.num_graphs, self.max_atoms, -1)
-        grid = tokens.new_zeros(self.num_graphs * self.max_atoms, tokens.shape[-1])
-        return grid.index_copy(0, self.position, tokens).view(self.num_graphs, self.max_atoms, -1)
-
-    def flatten(self, grid: Float[Tensor, "B M D"]) -> Float[Tensor, "N D"]:
-        """Gather the tokens back from the grid."""
-        rows = grid.reshape(self.num_graphs * self.max_atoms, -1)
-        return rows if self.attend is None else rows.index_select(0, self.position)
 
 
 class SelfAttention(nn.Module):
@@ -76,12 +41,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "N D"], plan: PaddingPlan) -> Float[Tensor, "N D"]:
         """Attend among the atoms of each crystal."""
-        qkv = plan.pad(F.linear(tokens, self.in_proj_weight, self.in_proj_bias))
-        shape = (plan.num_graphs, plan.max_atoms, 3, self.nhead, -1)
-        query, key, value = qkv.view(shape).permute(2, 0, 3, 1, 4)  # each (B, heads, M, D / heads)
+        qkv = F.linear(tokens, self.in_proj_weight, self.in_proj_bias)
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=plan.attend, dropout_p=dropout)
-        return self.out_proj(plan.flatten(mixed.transpose(1, 2).flatten(2)))
+        return self.out_proj(attend(qkv, plan, heads=self.nhead, dropout=dropout))
 
 
 class TransformerLayer(nn.Module):

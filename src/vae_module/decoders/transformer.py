@@ -10,7 +10,8 @@ from torch import Tensor
 from src.data.batch import CrystalBatch
 from src.vae_module.decoders.read_off import CoordOutput, CrystalReadOff, DecodedCrystals
 from src.vae_module.encoders.transformer import Positions
-from src.vae_module.transformer import Activation, PaddingPlan, Transformer, check_choice, sinusoidal_positions
+from src.vae_module.packing import PaddingPlan
+from src.vae_module.transformer import Activation, Transformer, check_choice, sinusoidal_positions
 
 __all__ = ["DecodedCrystals", "TransformerDecoder"]
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from src.data.batch import CrystalBatch
 from src.vae_module.encoders.embedding import CoordFeatures, CrystalEmbedding, LatticeFeatures
-from src.vae_module.transformer import Activation, PaddingPlan, Transformer, check_choice, sinusoidal_positions
+from src.vae_module.packing import PaddingPlan
+from src.vae_module.transformer import Activation, Transformer, check_choice, sinusoidal_positions
 
 Positions = Literal["none", "sinusoidal"]
 
