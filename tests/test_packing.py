@@ -40,7 +40,9 @@ def test_blocks_lie_in_rows_and_do_not_overlap(sizes: list[int], extra: int) -> 
 
 
 def test_rows_are_nearly_full_for_sizes_of_real_crystals() -> None:
-    sizes = np.array([4] * 45 + [5] * 9 + [6] * 23 + [8] * 19 + [10] * 29 + [12] * 31 + [14] * 12 + [16] * 16 + [20] * 23)
+    sizes = np.array(
+        [4] * 45 + [5] * 9 + [6] * 23 + [8] * 19 + [10] * 29 + [12] * 31 + [14] * 12 + [16] * 16 + [20] * 23
+    )
     _, rows = pack(sizes, 20)
     assert sizes.sum() / (20 * rows) > 0.97
 

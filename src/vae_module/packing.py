@@ -153,14 +153,14 @@ class _GatherRows(torch.autograd.Function):
         ctx.save_for_forward(*inputs[1:])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         index, inverse = ctx.saved_tensors
-        return _GatherRows.apply(gradient, inverse, index), None, None
+        return _GatherRows.apply(grad_outputs[0], inverse, index), None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+    def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
         index, inverse = ctx.saved_tensors
-        return _GatherRows.apply(tangent, index, inverse)
+        return _GatherRows.apply(grad_inputs[0], index, inverse)
 
 
 def attend(qkv: Float[Tensor, "N D3"], plan: PaddingPlan, *, heads: int, dropout: float = 0.0) -> Float[Tensor, "N D"]:
