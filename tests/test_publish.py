@@ -11,16 +11,22 @@ from omegaconf import OmegaConf
 
 from src.commands.publish import SMALL, publish
 from src.errors import CheckpointError, ConfigError
+from src.prior_module.latent_prior import LatentPrior
 from src.vae_module import VAEModule
 from src.vae_module import checkpoint as checkpoints
-from tests.samples import random_crystals, tiny_module
+from tests.samples import random_crystals, tiny_module, tiny_prior
 
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
     module = tiny_module()
     module.save_checkpoint(tmp_path / "best.ckpt")
-    config = {"ckpt_path": str(tmp_path / "best.ckpt"), "name": "tiny", "output_dir": str(tmp_path / "models")}
+    config = {
+        "ckpt_path": str(tmp_path / "best.ckpt"),
+        "name": "tiny",
+        "output_dir": str(tmp_path / "models"),
+        "prior_storage": "half",
+    }
     publish(OmegaConf.create(config))
     monkeypatch.setattr(checkpoints, "folder", lambda: tmp_path / "models")
     return module, tmp_path / "models" / "tiny.ckpt"
@@ -65,7 +71,11 @@ def test_bundled_models_are_what_was_published():
 @pytest.mark.parametrize("name", ["../evil", "Upper", "", "a b"])
 def test_names_are_plain(tmp_path, name: str):
     with pytest.raises(ConfigError, match="name: got"):
-        publish(OmegaConf.create({"ckpt_path": "x.ckpt", "name": name, "output_dir": str(tmp_path)}))
+        publish(
+            OmegaConf.create(
+                {"ckpt_path": "x.ckpt", "name": name, "output_dir": str(tmp_path), "prior_storage": "half"}
+            )
+        )
 
 
 def test_weights_beyond_half_precision_are_refused(tmp_path):
@@ -74,4 +84,54 @@ def test_weights_beyond_half_precision_are_refused(tmp_path):
         max(module.parameters(), key=lambda p: p.numel()).fill_(1e6)
     module.save_checkpoint(tmp_path / "best.ckpt")
     with pytest.raises(CheckpointError, match="half precision"):
-        publish(OmegaConf.create({"ckpt_path": str(tmp_path / "best.ckpt"), "name": "x", "output_dir": str(tmp_path)}))
+        publish(
+            OmegaConf.create(
+                {
+                    "ckpt_path": str(tmp_path / "best.ckpt"),
+                    "name": "x",
+                    "output_dir": str(tmp_path),
+                    "prior_storage": "half",
+                }
+            )
+        )
+
+
+def test_matrices_of_a_prior_are_stored_in_eight_bits(tmp_path, monkeypatch):
+    prior = tiny_prior()
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    prior.save_checkpoint(tmp_path / "best.ckpt")
+    config = {"ckpt_path": str(tmp_path / "best.ckpt"), "name": "tiny", "prior_storage": "int8"}
+    publish(OmegaConf.create({**config, "output_dir": str(tmp_path / "models")}))
+    monkeypatch.setattr(checkpoints, "folder", lambda: tmp_path / "models")
+    packed = torch.load(tmp_path / "models" / "tiny.ckpt", weights_only=True)[checkpoints.PACKED]
+    exact, loaded = prior.state_dict(), LatentPrior.load_from_checkpoint("tiny").state_dict()
+    assert packed
+    assert all(name.startswith("vae_module.prior.") for name in packed)
+    for name, value in exact.items():
+        if name in packed:
+            assert packed[name]["values"].dtype == torch.int8
+            allowed = value.abs().amax(dim=1, keepdim=True) / 127 / 2 * 1.0001
+            assert bool(((loaded[name] - value).abs() <= allowed).all())
+        else:
+            torch.testing.assert_close(loaded[name], value, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        {"values": torch.zeros(2, 3, dtype=torch.int8)},
+        {"values": torch.zeros(2, 3), "scales": torch.ones(2)},
+        {"values": torch.zeros(2, 3, dtype=torch.int8), "scales": torch.ones(3)},
+        {"values": [[1, 2]], "scales": [1.0]},
+    ],
+)
+def test_damaged_eight_bit_matrices_are_refused(tmp_path, entry: object):
+    module = tiny_module()
+    module.save_checkpoint(tmp_path / "whole.ckpt")
+    content = torch.load(tmp_path / "whole.ckpt", weights_only=True)
+    checkpoints.write({**content, checkpoints.PACKED: {"vae.quant_conv.weight": entry}}, tmp_path / "bad.ckpt")
+    with pytest.raises(CheckpointError, match="vae.quant_conv.weight"):
+        VAEModule.load_from_checkpoint(tmp_path / "bad.ckpt")

@@ -1,10 +1,11 @@
-"""Make a bundled model of a training checkpoint: weights alone, in half precision, with its sha256."""
+"""Make a bundled model of a training checkpoint: weights alone, in fewer bits, with its sha256."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+from typing import Literal, get_args
 
 import torch
 from omegaconf import DictConfig
@@ -13,7 +14,9 @@ from torch import Tensor
 from src.commands import arguments
 from src.errors import CheckpointError, ConfigError
 from src.vae_module import checkpoint as checkpoints
+from src.vae_module.transformer import check_choice
 
+PriorStorage = Literal["half", "int8"]
 SMALL = 1024
 """Tensors of up to so many numbers (statistics, biases, norms) stay in single precision: they cost nothing."""
 
@@ -26,15 +29,28 @@ def publish(config: DictConfig) -> str:
     source = arguments.path("ckpt_path", config.ckpt_path)
     folder = arguments.path("output_dir", config.output_dir)
     content = checkpoints.read(source, plain_data_only=True)
-    weights = {key: _halved(key, value) for key, value in content["state_dict"].items()}
+    check_choice("prior_storage", config.prior_storage, get_args(PriorStorage))
+    weights: dict[str, Tensor] = content["state_dict"]
+    packed = {}
+    if config.prior_storage == "int8":
+        matrices = {key: value for key, value in weights.items() if ".prior." in key and _is_large_matrix(value)}
+        packed = {key: checkpoints.pack_rows(value.float()) for key, value in matrices.items()}
+    published = {
+        "state_dict": {key: _halved(key, value) for key, value in weights.items() if key not in packed},
+        checkpoints.KEY: content[checkpoints.KEY],
+    }
     path = folder / f"{name}.ckpt"
-    checkpoints.write({"state_dict": weights, checkpoints.KEY: content[checkpoints.KEY]}, path)
+    checkpoints.write({**published, checkpoints.PACKED: packed} if packed else published, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     manifest = folder / checkpoints.MANIFEST
     hashes = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
     text = json.dumps(dict(sorted({**hashes, name: digest}.items())), indent=1)
     manifest.write_text(text + "\n", encoding="utf-8")
     return f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {digest}"
+
+
+def _is_large_matrix(value: Tensor) -> bool:
+    return value.ndim == 2 and value.is_floating_point() and value.numel() > SMALL
 
 
 def _halved(name: str, value: Tensor) -> Tensor:

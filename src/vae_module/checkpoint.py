@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from src.errors import CheckpointError, ConfigError
@@ -21,6 +22,8 @@ from src.vae_module.build import check_targets
 
 KEY = "crystalvae"
 """Where in a checkpoint the description stands; beside it Lightning keeps `state_dict` and what resuming needs."""
+PACKED = "int8"
+"""Where a published checkpoint keeps weight matrices of 8 bits a number, beside `state_dict`; see `pack_rows`."""
 MANIFEST = "sha256.json"
 """Beside the bundled models: name to sha256."""
 FORMAT_VERSION = 1
@@ -79,7 +82,31 @@ def read(path: Path, *, plain_data_only: bool) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict) or KEY not in content:
         keys = ", ".join(map(str, content))[:200] if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path}: not a crystalvae checkpoint; expected {KEY!r} and 'state_dict', found {keys}")
+    packed = content.pop(PACKED, {})
+    if not isinstance(packed, dict):
+        raise CheckpointError(f"{path}: damaged checkpoint: {PACKED!r} is a {type(packed).__name__}")
+    content["state_dict"] |= {name: unpack_rows(name, entry) for name, entry in packed.items()}
     return content
+
+
+def pack_rows(weight: Float[Tensor, "R C"]) -> dict[str, Tensor]:
+    """Return a matrix as {"values": int8 (R, C), "scales": (R,)}; value · scale is off by at most half a scale.
+
+    The scale of a row is its largest magnitude / 127.
+    """
+    scales = (weight.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    return {"values": (weight / scales[:, None]).round().to(torch.int8), "scales": scales}
+
+
+def unpack_rows(name: str, entry: Any) -> Float[Tensor, "R C"]:
+    """Return the matrix that `pack_rows` packed; `CheckpointError` where it is not one."""
+    parts = [entry.get(key) for key in ("values", "scales")] if isinstance(entry, dict) else []
+    match parts:
+        case [Tensor() as values, Tensor() as scales] if (
+            values.dtype == torch.int8 and values.ndim == 2 and scales.shape == values.shape[:1]
+        ):
+            return values.float() * scales.float()[:, None]
+    raise CheckpointError(f"damaged checkpoint: {name} is no matrix of 8 bits a number with a scale for each row")
 
 
 def _is_archive(path: Path) -> bool:
