@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from src.commands.publish import SMALL, publish
 from src.errors import CheckpointError, ConfigError
@@ -17,17 +18,16 @@ from src.vae_module import checkpoint as checkpoints
 from tests.samples import random_crystals, tiny_module, tiny_prior
 
 
+def options(ckpt_path: Path | str, name: str, output_dir: Path, *, prior_storage: str = "half") -> DictConfig:
+    given = {"ckpt_path": str(ckpt_path), "name": name, "output_dir": str(output_dir), "prior_storage": prior_storage}
+    return OmegaConf.create(given)
+
+
 @pytest.fixture
 def published(tmp_path, monkeypatch):
     module = tiny_module()
     module.save_checkpoint(tmp_path / "best.ckpt")
-    config = {
-        "ckpt_path": str(tmp_path / "best.ckpt"),
-        "name": "tiny",
-        "output_dir": str(tmp_path / "models"),
-        "prior_storage": "half",
-    }
-    publish(OmegaConf.create(config))
+    publish(options(tmp_path / "best.ckpt", "tiny", tmp_path / "models"))
     monkeypatch.setattr(checkpoints, "folder", lambda: tmp_path / "models")
     return module, tmp_path / "models" / "tiny.ckpt"
 
@@ -71,11 +71,7 @@ def test_bundled_models_are_what_was_published():
 @pytest.mark.parametrize("name", ["../evil", "Upper", "", "a b"])
 def test_names_are_plain(tmp_path, name: str):
     with pytest.raises(ConfigError, match="name: got"):
-        publish(
-            OmegaConf.create(
-                {"ckpt_path": "x.ckpt", "name": name, "output_dir": str(tmp_path), "prior_storage": "half"}
-            )
-        )
+        publish(options("x.ckpt", name, tmp_path))
 
 
 def test_weights_beyond_half_precision_are_refused(tmp_path):
@@ -84,16 +80,13 @@ def test_weights_beyond_half_precision_are_refused(tmp_path):
         max(module.parameters(), key=lambda p: p.numel()).fill_(1e6)
     module.save_checkpoint(tmp_path / "best.ckpt")
     with pytest.raises(CheckpointError, match="half precision"):
-        publish(
-            OmegaConf.create(
-                {
-                    "ckpt_path": str(tmp_path / "best.ckpt"),
-                    "name": "x",
-                    "output_dir": str(tmp_path),
-                    "prior_storage": "half",
-                }
-            )
-        )
+        publish(options(tmp_path / "best.ckpt", "x", tmp_path))
+
+
+def test_an_unknown_storage_is_refused(tmp_path):
+    tiny_module().save_checkpoint(tmp_path / "best.ckpt")
+    with pytest.raises(ConfigError, match=r"prior_storage.*int8"):
+        publish(options(tmp_path / "best.ckpt", "x", tmp_path, prior_storage="int4"))
 
 
 def test_matrices_of_a_prior_are_stored_in_eight_bits(tmp_path, monkeypatch):
@@ -102,8 +95,7 @@ def test_matrices_of_a_prior_are_stored_in_eight_bits(tmp_path, monkeypatch):
         for parameter in prior.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
     prior.save_checkpoint(tmp_path / "best.ckpt")
-    config = {"ckpt_path": str(tmp_path / "best.ckpt"), "name": "tiny", "prior_storage": "int8"}
-    publish(OmegaConf.create({**config, "output_dir": str(tmp_path / "models")}))
+    publish(options(tmp_path / "best.ckpt", "tiny", tmp_path / "models", prior_storage="int8"))
     monkeypatch.setattr(checkpoints, "folder", lambda: tmp_path / "models")
     packed = torch.load(tmp_path / "models" / "tiny.ckpt", weights_only=True)[checkpoints.PACKED]
     exact, loaded = prior.state_dict(), LatentPrior.load_from_checkpoint("tiny").state_dict()
@@ -133,5 +125,5 @@ def test_damaged_eight_bit_matrices_are_refused(tmp_path, entry: object):
     module.save_checkpoint(tmp_path / "whole.ckpt")
     content = torch.load(tmp_path / "whole.ckpt", weights_only=True)
     checkpoints.write({**content, checkpoints.PACKED: {"vae.quant_conv.weight": entry}}, tmp_path / "bad.ckpt")
-    with pytest.raises(CheckpointError, match="vae.quant_conv.weight"):
+    with pytest.raises(CheckpointError, match=r"vae\.quant_conv\.weight"):
         VAEModule.load_from_checkpoint(tmp_path / "bad.ckpt")
