@@ -17,10 +17,10 @@ from torch import Tensor
 
 from src.data.batch import CrystalBatch
 from src.data.lattice import periodic_difference
-from src.prior_module.conditions import condition_values
 from src.prior_module.network import LatentFlow
 from src.vae_module import VAEModule
 from src.vae_module.build import build
+from src.vae_module.conditions import condition_values
 
 TIMES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 

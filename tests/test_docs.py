@@ -27,11 +27,11 @@ from src.evaluation.reconstruction import reconstruction_metrics
 from src.evaluation.runner import Runner
 from src.evaluation.validity import describe
 from src.prior_module.composition import CompositionModel
-from src.prior_module.conditions import CLASSES
 from src.prior_module.flow import SamplerOptions
 from src.prior_module.latent_prior import LatentPrior
 from src.prior_module.network import LatentFlow
 from src.vae_module.build import build
+from src.vae_module.conditions import CLASSES, COMPUTED
 from src.vae_module.objectives.elbo import PUBLISHED_WEIGHTS
 from tests.samples import random_crystals, tiny_config, tiny_module, tiny_prior_config
 
@@ -131,7 +131,10 @@ FAMILIES = [
 OPTIMIZERS = [f"prior_module/optimizer/{name}.yaml" for name in ("adamw", "muon")]
 PRIOR = "prior_module/prior_module.yaml"
 WHOLE = ["vae_module/vae_module.yaml", PRIOR, "sample.yaml", "evaluate.yaml", "train_vae.yaml", "train_prior.yaml"]
-TABULATED = [*FAMILIES, *OPTIMIZERS, *WHOLE, "trainer/default.yaml", "callbacks/prior.yaml"]
+TABULATED = [
+    *(*FAMILIES, *OPTIMIZERS, *WHOLE),
+    *("trainer/default.yaml", "callbacks/prior.yaml", "condition/crystal_system.yaml"),
+]
 
 
 def test_every_table_of_options_was_found():
@@ -228,7 +231,7 @@ def test_every_sampler_option_and_condition_can_be_asked_for():
     config: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "sample.yaml"))
     assert set(config["sampler"]) == {field.name for field in fields(SamplerOptions)}
     prior: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / PRIOR))
-    assert {*prior["prior"]["conditions"], *CLASSES} == set(config["conditions"])
+    assert {*prior["prior"]["conditions"], *CLASSES, *COMPUTED} == set(config["conditions"])
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -282,15 +282,20 @@ def test_requests_that_cannot_be_met_are_one_paragraph(
 
 def test_what_needs_a_prior_is_refused_for_a_vae(folder: Path, tmp_path: Path):
     base = [f"ckpt_path={folder / 'dng.ckpt'}", f"output_dir={tmp_path / 'out'}"]
-    for asked in ("conditions.crystal_system=cubic", "sampler.steps=5", "chemical_system=Li-O"):
+    for asked in ("sampler.steps=5", "chemical_system=Li-O"):
         with pytest.raises(ConfigError, match=r"this checkpoint holds no learned prior, which that needs"):
             sample(compose("sample", [*base, asked]))
+    with pytest.raises(ConfigError, match=r"conditions: got crystal_system; this model was trained without any"):
+        sample(compose("sample", [*base, "conditions.crystal_system=cubic"]))
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["prior_module.prior.conditions=[hardness]"], "no 'hardness'; expected some of band_gap, crystal_system"),
+        (
+            ["prior_module.prior.conditions=[hardness]"],
+            "no 'hardness'; expected some of band_gap, chemical_system, composition, crystal_system",
+        ),
         (["data.canonical=false"], "no 'crystal_system'; expected some of band_gap"),
         (["vae_ckpt_path={folder}/dng.ckpt"], "the VAE decodes elements from its latents; set composition=null"),
         (["vae_ckpt_path={folder}/missing.ckpt"], "missing.ckpt: no such checkpoint"),

@@ -19,7 +19,7 @@ from src.vae_module.vae_module import VAEModule
 
 def sampling_options(module: VAEModule, config: DictConfig) -> dict[str, Any]:
     """Return what is asked of the sampling, as plain data; `ConfigError` for what this checkpoint cannot do."""
-    from src.prior_module.sampling import parse_chemical_system
+    from src.data.compositions import parse_chemical_system
 
     temperature = arguments.number("temperature", config.temperature)
     conditions = _mapping("conditions", config.conditions)
@@ -28,14 +28,14 @@ def sampling_options(module: VAEModule, config: DictConfig) -> dict[str, Any]:
     if not isinstance(config.chemical_system_subsets, bool):
         raise ConfigError(f"chemical_system_subsets: got {config.chemical_system_subsets!r}; expected true or false")
     if module.prior is None:
-        asked = {"conditions": conditions, "sampler": sampler, "chemical_system": system}
+        asked = {"sampler": sampler, "chemical_system": system}
         given = [name for name, value in asked.items() if value]
         if given:
             raise ConfigError(
                 f"{', '.join(given)}: this checkpoint holds no learned prior, which that needs; train one with "
                 "train_prior, or use ckpt_path=mp20-small"
             )
-        return {"temperature": temperature}
+        return {"temperature": temperature, **({"conditions": conditions} if conditions else {})}
     if temperature != 1.0:
         raise ConfigError(
             f"temperature: got {temperature}; it is of standard normal latents, and this checkpoint holds a learned "
@@ -82,6 +82,9 @@ def sample_all(
                 template, generator=generator, batch_size=batch_size, advance=advance, **options
             ).to("cpu")
         parts: list[CrystalBatch] = []
+        options = dict(options)
+        if conditions := options.pop("conditions", None):
+            template = module.condition.asked(template, conditions)
         for start in range(0, len(template), batch_size):
             part = module.sample_crystals(template[start : start + batch_size], generator=generator, **options)
             parts.append(part.to("cpu"))

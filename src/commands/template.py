@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from src.commands import arguments
-from src.data.batch import MAX_ATOMIC_NUMBER, CrystalBatch
+from src.data.batch import CrystalBatch
+from src.data.compositions import parse_composition
 from src.errors import ConfigError
 from src.vae_module.vae_module import VAEModule
 
@@ -88,33 +89,6 @@ def _composition_template(
     chosen = [sizes[index % len(sizes)] for index in range(count)]
     atoms = [number for size in chosen for number in sorted(unit * size)]
     return CrystalBatch.empty([size * len(unit) for size in chosen]).replace(atom_types=torch.tensor(atoms))
-
-
-def parse_composition(formula: str) -> list[int]:
-    """Return the atomic numbers of one formula unit; `ConfigError` for anything but whole numbers of known elements."""
-    from pymatgen.core import Composition, Element
-
-    try:
-        amounts = {str(symbol): amount for symbol, amount in Composition(formula, strict=True).items()}
-    except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        if isinstance(formula, float):  # Hydra reads inf and nan, in any case of letters, as numbers
-            reason = "read as a number; quote it twice, as in composition=\"'InF'\""
-        raise ConfigError(
-            f"composition={formula}: not a chemical formula ({reason}); expected one such as LiFePO4"
-        ) from error
-    unit: list[int] = []
-    for symbol, amount in amounts.items():
-        if not Element.is_valid_symbol(symbol) or Element(symbol).Z > MAX_ATOMIC_NUMBER:
-            raise ConfigError(f"composition={formula}: unknown element {symbol}; expected H to Es")
-        if amount != round(amount) or amount < 1:
-            raise ConfigError(
-                f"composition={formula}: {amount:g} atoms of {symbol}; expected whole numbers, at least 1"
-            )
-        unit += [Element(symbol).Z] * round(amount)
-    if not 1 <= len(unit) <= 1000:
-        raise ConfigError(f"composition={formula}: {len(unit)} atoms; expected 1 to 1000")
-    return unit
 
 
 def _warn_unseen(sizes: set[int], seen: dict[int, int]) -> None:

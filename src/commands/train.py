@@ -23,11 +23,12 @@ from src.errors import CheckpointError, ConfigError, OutputError
 from src.vae_module import checkpoint as checkpoints
 from src.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK
 from src.vae_module.build import build
+from src.vae_module.conditioning import matching_names
 from src.vae_module.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
 
-_MODEL_KEYS = ("encoder", "decoder", "bottleneck", "latent_dim", "atom_type_predict")
+_MODEL_KEYS = ("encoder", "decoder", "bottleneck", "latent_dim", "atom_type_predict", "condition")
 
 
 def train(config: DictConfig) -> str:
@@ -111,7 +112,8 @@ def _output_dir_given() -> bool:
 def _start_from(module: VAEModule, path: Path) -> None:
     content = checkpoints.read(checkpoints.find(path), plain_data_only=False)
     checkpoints.check_metadata(content, "vae")
-    new, unused = checkpoints.load_shared_weights(module, content["state_dict"])
+    weights = matching_names(content["state_dict"], module.state_dict())
+    new, unused = checkpoints.load_shared_weights(module, weights)
     log.info("starting from the weights of %s", path)
     if new or unused:
         log.warning("new here, from scratch: %s; not used: %s", ", ".join(new) or "none", ", ".join(unused) or "none")

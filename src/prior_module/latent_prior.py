@@ -17,11 +17,11 @@ from src.data.augmentation import TrainingBatch
 from src.data.batch import CrystalBatch
 from src.data.loader import CrystalLoader
 from src.errors import ConfigError
-from src.prior_module.conditions import Values, condition_values, drop_conditions
 from src.prior_module.flow import logit_normal
 from src.prior_module.network import LatentFlow, PriorNoise
 from src.vae_module import checkpoint as checkpoints
 from src.vae_module.build import build, to_plain
+from src.vae_module.conditions import Values, condition_values, drop_conditions
 from src.vae_module.monitoring import check_finite
 from src.vae_module.transformer import check_choice
 from src.vae_module.vae_module import VAEModule

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from src.data.batch import CrystalBatch
 from src.errors import ConfigError
 from src.prior_module.composition import CompositionModel, Compositions
-from src.prior_module.conditions import ConditionEmbedder, Values
 from src.prior_module.denoiser import Denoiser
 from src.prior_module.flow import Prediction, SamplerOptions, interpolate, preconditioning, solve
+from src.vae_module.conditions import ConditionEmbedder, Values
 from src.vae_module.transformer import check_choice
 
 

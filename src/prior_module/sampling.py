@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from src.data.batch import MAX_ATOMIC_NUMBER, CrystalBatch
+from src.data.batch import CrystalBatch
 from src.data.canonical import element_order
+from src.data.compositions import parse_chemical_system
 from src.errors import ConfigError
-from src.prior_module.conditions import Values, asked_values
 from src.prior_module.flow import SamplerOptions
 from src.prior_module.network import LatentFlow
+from src.vae_module.conditions import Values, asked_values
 from src.vae_module.vae import CrystalVAE
 
 if TYPE_CHECKING:
@@ -154,25 +155,3 @@ def sample_from_module(
         batch_size=batch_size,
         advance=advance,
     )
-
-
-def parse_chemical_system(given: object) -> list[int]:
-    """Return atomic numbers for "Li-Mn-O" or a list of symbols or numbers; `ConfigError` names what is no element."""
-    from pymatgen.core import Element
-
-    if isinstance(given, (str, int)) and not isinstance(given, bool):
-        entries = str(given).split("-")
-    elif isinstance(given, Sequence):
-        entries = list(given)
-    else:
-        raise ConfigError(f"chemical_system: got {given!r}; expected symbols such as Li-Mn-O, or a list of them")
-    numbers = []
-    for entry in entries:
-        symbol = str(entry).strip()
-        number = int(symbol) if symbol.isdigit() else Element(symbol).Z if Element.is_valid_symbol(symbol) else 0
-        if not 1 <= number <= MAX_ATOMIC_NUMBER:
-            raise ConfigError(f"chemical_system: {entry!r} is no element; expected symbols such as Li-Mn-O")
-        numbers.append(number)
-    if not numbers:
-        raise ConfigError("chemical_system: got no element; expected symbols such as Li-Mn-O")
-    return sorted(set(numbers))

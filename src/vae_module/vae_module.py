@@ -18,6 +18,7 @@ from src.errors import ConfigError
 from src.vae_module import checkpoint as checkpoints
 from src.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK, Posterior
 from src.vae_module.build import build, to_plain
+from src.vae_module.conditioning import Conditioning, tell, told
 from src.vae_module.decoders.transformer import DecodedCrystals
 from src.vae_module.monitoring import check_finite, reconstruction_errors
 from src.vae_module.objectives.elbo import ELBO, check_weights
@@ -40,7 +41,8 @@ class VAEModule(L.LightningModule):
     Gaussian) with a `_target_` each; `loss_weights` for atom_types, frac_coords, lengths, angles and kl; `objective`
     with a `_target_`, which turns the parts into the loss (None: `ELBO`); `augmentation` {translate, rotate}; `noise`
     as `InputNoise`; `optimizer` and `scheduler` with a `_target_` that takes the parameters, or the optimiser and the
-    number of steps; `prior` with a `_target_` where a prior was trained for these latents (`src.prior_module`).
+    number of steps; `prior` with a `_target_` where a prior was trained for these latents (`src.prior_module`);
+    `condition` as `Conditioning` where encoder and decoder are told conditions.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class VAEModule(L.LightningModule):
         optimizer: Mapping[str, Any] | None = None,
         scheduler: Mapping[str, Any] | None = None,
         prior: Mapping[str, Any] | None = None,
+        condition: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         arguments = {key: value for key, value in locals().items() if key not in {"self", "__class__"}}
@@ -67,9 +70,12 @@ class VAEModule(L.LightningModule):
         self.statistics: dict[str, Any] = {}
         """What the checkpoint knows of the training set: `num_atoms`, {atom count: crystals}, and its name."""
         plain = self.config
+        self.condition = Conditioning.of(plain["condition"])
+        decoder = build("decoder", plain["decoder"], atom_type_predict=atom_type_predict)
+        encoder, decoder = self.condition.wrap(build("encoder", plain["encoder"]), decoder)
         self.vae = CrystalVAE(
-            encoder=build("encoder", plain["encoder"]),
-            decoder=build("decoder", plain["decoder"], atom_type_predict=atom_type_predict),
+            encoder=encoder,
+            decoder=decoder,
             bottleneck=build("bottleneck", plain["bottleneck"] or DEFAULT_BOTTLENECK, latent_dim=latent_dim),
             bound_lattice=bound_lattice,
         )
@@ -96,8 +102,11 @@ class VAEModule(L.LightningModule):
         return self.vae.atom_type_predict
 
     def encode(self, batch: CrystalBatch | Batch) -> dict[str, Any]:
-        """Encode: {"posterior", "x": encoder output (N, D), "atom_types", "num_atoms", "batch", "token_idx"}."""
-        crystals = as_crystals(batch)
+        """Encode: {"posterior", "x": encoder output (N, D), "atom_types", "num_atoms", "batch", "token_idx"}.
+
+        "conditions" holds what a conditional model was told of the crystals: what they are, as far as that is known.
+        """
+        crystals = self.condition.known(as_crystals(batch))
         hidden = self.vae.hidden(crystals)
         return {
             "x": hidden,
@@ -106,6 +115,7 @@ class VAEModule(L.LightningModule):
             "num_atoms": crystals.num_atoms,
             "batch": crystals.batch,
             "token_idx": crystals.token_idx,
+            "conditions": told(crystals, self.condition.names),
         }
 
     def decode(self, encoded: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -113,7 +123,8 @@ class VAEModule(L.LightningModule):
 
         Returns "atom_types" (N, 100) logits (absent in structure prediction), "frac_coords" (N, 3), "lattices" (B, 6),
         the same as "lengths" (B, 3), scaled, Å, and "angles" (B, 3), radians, and "coord_vectors" (N, 3, 2) where
-        coordinates are decoded on the circle. Structure prediction reads the elements from `encoded["atom_types"]`.
+        coordinates are decoded on the circle. Structure prediction reads the elements from `encoded["atom_types"]`, and
+        a conditional model what it is told from `encoded["conditions"]`, if it is there.
         """
         latents = encoded["x"]
         if latents.shape[-1] != self.latent_dim:
@@ -126,7 +137,7 @@ class VAEModule(L.LightningModule):
             crystals = crystals.replace(atom_types=encoded["atom_types"])
         elif self.vae.decoder.atom_type_input:
             raise ValueError('decode: this model is given the elements; expected encoded["atom_types"] (N,)')
-        decoded = self.vae.decode(latents, crystals)
+        decoded = self.vae.decode(latents, tell(crystals, encoded.get("conditions", {})))
         output = {
             "frac_coords": decoded.frac_coords,
             "lattices": torch.cat((decoded.lengths_scaled, decoded.angles), dim=-1),
@@ -151,9 +162,17 @@ class VAEModule(L.LightningModule):
         return self.vae.to_crystals(decoded, as_crystals(batch))
 
     @torch.no_grad()
-    def reconstruct_crystals(self, crystals: CrystalBatch) -> CrystalBatch:
-        """Encode and decode with the posterior mean; gradients off, the model as it is."""
-        return self.vae.to_crystals(self.vae.decode(self.vae.encode(crystals).mode(), crystals), crystals)
+    def reconstruct_crystals(
+        self, crystals: CrystalBatch, *, conditions: Mapping[str, object] | None = None
+    ) -> CrystalBatch:
+        """Encode and decode with the posterior mean; gradients off, the model as it is.
+
+        A conditional model encodes with what the crystals are, and decodes with the same or with `conditions`.
+        """
+        crystals = self.condition.known(crystals)
+        latents = self.vae.encode(crystals).mode()
+        target = crystals if conditions is None else self.condition.asked(crystals, conditions)
+        return self.vae.to_crystals(self.vae.decode(latents, target), target)
 
     @torch.no_grad()
     def sample(
@@ -170,8 +189,9 @@ class VAEModule(L.LightningModule):
 
         Where the checkpoint holds a learned prior, latents are drawn from it, with `options` as
         `src.prior_module.sampling.sample_from_module` takes them (conditions, chemical_system, sampler, …). Otherwise
-        they come from the bottleneck's own prior at `temperature`; the log says which. Returns ASE atoms or pymatgen
-        structures where asked.
+        they come from the bottleneck's own prior at `temperature`, and a conditional model takes `conditions`, such as
+        {"crystal_system": "cubic", "band_gap": 1.5}; the log says which. Returns ASE atoms or pymatgen structures where
+        asked.
         """
         if return_atoms and return_structures:
             raise ValueError("sample: return_atoms and return_structures exclude each other")
@@ -192,6 +212,8 @@ class VAEModule(L.LightningModule):
         """Sample as `sample` does; always returns a `CrystalBatch`."""
         template = template.to(self.device)
         if self.prior is None:
+            if conditions := options.pop("conditions", None):
+                template = self.condition.asked(template, conditions)
             if options:
                 raise ConfigError(f"sample: {', '.join(sorted(options))} need a checkpoint with a learned prior")
             log.info("sampling latents from %s: this model holds no learned prior", self.vae.bottleneck.own_prior)
@@ -213,11 +235,12 @@ class VAEModule(L.LightningModule):
         target = batch.crystals
         if training:
             generator = batch.generator()
-            target = self.augmentation(batch, generator)
+            target = self.condition.dropped(self.augmentation(batch, generator), batch, generator)
             posterior = self.vae.encode(self.noise(batch, target, generator))
             noise = torch.randn(batch.total_atoms, self.latent_dim, generator=generator, device=target.device)
             latents = posterior.reparameterize(batch.per_atom(noise))
         else:
+            target = self.condition.known(target)
             posterior = self.vae.encode(target)
             latents = posterior.mode()
         return self.vae.decode(latents, target), posterior, latents, target
@@ -293,6 +316,7 @@ class VAEModule(L.LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None:
             self.statistics = datamodule.statistics()
+            self.condition.fit(self.vae, datamodule.dataset("train").crystals)
 
     def on_train_epoch_start(self) -> None:
         """Tell our loader the epoch: its order and the batches' noise are functions of it."""
