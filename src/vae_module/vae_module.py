@@ -71,11 +71,14 @@ class VAEModule(L.LightningModule):
         """What the checkpoint knows of the training set: `num_atoms`, {atom count: crystals}, and its name."""
         plain = self.config
         self.condition = Conditioning.of(plain["condition"])
-        decoder = build("decoder", plain["decoder"], atom_type_predict=atom_type_predict)
-        encoder, decoder = self.condition.wrap(build("encoder", plain["encoder"]), decoder)
+        coders = (
+            build("encoder", plain["encoder"]),
+            build("decoder", plain["decoder"], atom_type_predict=atom_type_predict),
+        )
+        told_encoder, told_decoder = self.condition.wrap(*coders)
         self.vae = CrystalVAE(
-            encoder=encoder,
-            decoder=decoder,
+            encoder=told_encoder,
+            decoder=told_decoder,
             bottleneck=build("bottleneck", plain["bottleneck"] or DEFAULT_BOTTLENECK, latent_dim=latent_dim),
             bound_lattice=bound_lattice,
         )
