@@ -170,7 +170,7 @@ class AdaptiveLayerNorm(nn.LayerNorm):
     """
 
     def __init__(self, norm: nn.LayerNorm, *, d_condition: int) -> None:
-        super().__init__(norm.normalized_shape, eps=norm.eps, elementwise_affine=norm.elementwise_affine)
+        super().__init__(list(norm.normalized_shape), eps=norm.eps, elementwise_affine=norm.elementwise_affine)
         self.weight, self.bias = norm.weight, norm.bias
         self.modulation = Modulation(d_model=norm.normalized_shape[-1], d_condition=d_condition)
 
