@@ -5,6 +5,7 @@ Worker processes import this module, so it stays clear of torch: they start in a
 
 from __future__ import annotations
 
+import logging
 import warnings
 from functools import cache
 from importlib.util import find_spec
@@ -62,6 +63,7 @@ def equivalent_atoms(crystal: Arrays) -> np.ndarray:
     """Return for each of n atoms the first atom of its orbit under the space group found at `ORBIT_SYMPREC`."""
     import moyopy
 
+    logging.getLogger("moyo").setLevel(logging.ERROR)  # else a line for each cell that is no primitive one
     numbers, frac_coords, lattice = crystal
     cell = moyopy.Cell(
         basis=np.asarray(lattice, dtype=float).tolist(),
