@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
+from inspect import isfunction
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -38,7 +39,7 @@ def check_targets(config: Any, *, trusted: Sequence[str] = ()) -> None:
                 f"the checkpoint's config holds an interpolation, {key}: {value!r}; expected plain data"
             )
         if key == "_target_" and not (
-            isinstance(value, str) and value.startswith(allowed) and _is_part(value, allowed)
+            isinstance(value, str) and value.startswith(allowed) and _is_part(value, allowed, tuple(trusted))
         ):
             raise CheckpointError(
                 f"the checkpoint's config asks for {value!r}, which is not one of this package's parts. If you trust "
@@ -46,12 +47,14 @@ def check_targets(config: Any, *, trusted: Sequence[str] = ()) -> None:
             )
 
 
-def _is_part(target: str, allowed: tuple[str, ...]) -> bool:
+def _is_part(target: str, allowed: tuple[str, ...], trusted: tuple[str, ...]) -> bool:
     module, _, name = target.rpartition(".")
     try:
         part = getattr(import_module(module), name, None)
     except ImportError:
         return False
+    if isfunction(part):  # a schedule of the user's own; none of ours is a part
+        return f"{part.__module__}.".startswith(trusted)
     parts = (nn.Module, Optimizer, LRScheduler, Schedule)
     return isinstance(part, type) and issubclass(part, parts) and f"{part.__module__}.".startswith(allowed)
 

@@ -1,6 +1,8 @@
-"""Options of encoders and decoders that cannot be used are refused by name."""
+"""Options of the model's parts that cannot be used are refused by name."""
 
 from __future__ import annotations
+
+import math
 
 from src.errors import ConfigError
 
@@ -9,6 +11,12 @@ def check_count(key: str, got: int, *, at_least: int = 1) -> None:
     """Raise `ConfigError` naming the key, what it got and the smallest number allowed."""
     if isinstance(got, bool) or not isinstance(got, int) or got < at_least:
         raise ConfigError(f"{key}: got {got!r}; expected a whole number of at least {at_least}")
+
+
+def check_number(key: str, got: float) -> None:
+    """Raise `ConfigError` naming the key unless it is a finite number of at least 0."""
+    if isinstance(got, bool) or not isinstance(got, (int, float)) or not (math.isfinite(got) and got >= 0):
+        raise ConfigError(f"{key}: got {got!r}; expected a number of at least 0")
 
 
 def check_dropout(key: str, got: float) -> None:

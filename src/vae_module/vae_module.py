@@ -22,6 +22,7 @@ from src.vae_module.conditioning import Conditioning, tell, told
 from src.vae_module.decoders.transformer import DecodedCrystals
 from src.vae_module.monitoring import check_finite, reconstruction_errors
 from src.vae_module.objectives.elbo import ELBO, check_weights
+from src.vae_module.objectives.latent_statistics import LatentStatistics
 from src.vae_module.objectives.reconstruction import CoordLoss
 from src.vae_module.sampling import sample_crystals
 from src.vae_module.vae import CrystalVAE
@@ -88,9 +89,12 @@ class VAEModule(L.LightningModule):
             self.prior = build("prior", plain["prior"], latent_dim=self.latent_dim, elements_given=given)
         self.loss_weights = check_weights(plain["loss_weights"])
         objective = plain["objective"] or {"_target_": f"{ELBO.__module__}.{ELBO.__name__}"}
-        self.objective = build("objective", objective, weights=self.loss_weights, coord_loss=coord_loss)
+        self.objective = build(
+            "objective", objective, weights=self.loss_weights, coord_loss=coord_loss, latent_dim=self.latent_dim
+        )
         self.augmentation = Augmentation.of(plain["augmentation"])
         self.noise = InputNoise(**(plain["noise"] or {}))
+        self._latents: list[LatentStatistics] = []
 
     # ---- encode, decode, sample: the research interface --------------------------------------------------------------
 
@@ -261,6 +265,7 @@ class VAEModule(L.LightningModule):
             decoded,
             target,
             batch,
+            means=posterior.mode(),
             kl=bottleneck.kl(posterior, latents, target),
             penalties=bottleneck.penalties(posterior, atoms=batch.mean_atoms),
             penalty_weights=bottleneck.penalty_weights,
@@ -295,9 +300,26 @@ class VAEModule(L.LightningModule):
         whole = TrainingBatch.whole(shard.crystals)
         decoded, posterior, latents, target = self._pass(whole, training=False)
         losses = self._weigh(decoded, posterior, latents, target, whole)
+        kl = self.vae.bottleneck.kl(posterior, latents, target)
+        self._latents.append(LatentStatistics.of(posterior.mode(), kl))
         errors = reconstruction_errors(self.vae.to_crystals(decoded, target), target)
         values = {f"{stage}/{name}": value for name, value in {**losses, **errors}.items()}
         self.log_dict(values, batch_size=target.num_graphs, sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log how much of the latent space is used, so that posterior collapse is seen."""
+        self._log_latents("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log how much of the latent space is used."""
+        self._log_latents("test")
+
+    def _log_latents(self, stage: str) -> None:
+        statistics = LatentStatistics.merged(self._latents)
+        self._latents = []
+        if self.trainer.world_size > 1:
+            statistics = statistics.gathered(self.all_gather)
+        self.log_dict({f"{stage}/{name}": value for name, value in statistics.metrics().items()}, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser and the learning-rate schedule, which is told the number of steps of the whole run."""

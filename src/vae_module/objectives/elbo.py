@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from src.data.augmentation import TrainingBatch
 from src.data.batch import CrystalBatch
 from src.errors import ConfigError
+from src.vae_module.checks import check_count, check_number
 from src.vae_module.decoders.read_off import DecodedCrystals
+from src.vae_module.objectives.cluster import cluster_loss
 from src.vae_module.objectives.reconstruction import CoordLoss, ElementLoss, check_reductions, reconstruction_losses
 from src.vae_module.objectives.schedules import NoSchedule
-from src.vae_module.transformer import check_choice
+from src.vae_module.transformer import check_choice, mean_over_atoms
 
 ScheduleUnit = Literal["step", "epoch"]
 PUBLISHED_WEIGHTS = {"atom_types": 1.0, "frac_coords": 10.0, "lengths": 1.0, "angles": 10.0, "kl": 1e-5}
@@ -29,8 +31,7 @@ def check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
     for key, value in given.items():
         if key not in PUBLISHED_WEIGHTS:
             raise ConfigError(f"loss_weights.{key}: unknown part; expected some of {', '.join(PUBLISHED_WEIGHTS)}")
-        if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-            raise ConfigError(f"loss_weights.{key}: got {value!r}; expected a number of at least 0")
+        check_number(f"loss_weights.{key}", value)
     return {**PUBLISHED_WEIGHTS, **given}
 
 
@@ -40,7 +41,8 @@ class ELBO(nn.Module):
     `weights` are the `loss_weights` of the model, β = `loss_weights.kl`. `schedule` is any callable from the step, or
     the epoch where `schedule_unit` says so, to a factor of β; null: always 1. `element_loss` and `reductions` as
     `reconstruction_losses`. With "mean" the KL is in nats an atom (summed over the latent numbers), with "sum" in
-    nats a crystal.
+    nats a crystal. `cluster_weight` above 0 adds that times `cluster_loss` of the crystals' mean latents, over
+    `cluster_components` singular values.
     """
 
     def __init__(
@@ -48,10 +50,13 @@ class ELBO(nn.Module):
         *,
         weights: Mapping[str, float],
         coord_loss: CoordLoss,
+        latent_dim: int,
         schedule: Callable[[int], float] | None = None,
         schedule_unit: ScheduleUnit = "step",
         element_loss: ElementLoss = "cross_entropy",
         reductions: Mapping[str, Any] | None = None,
+        cluster_weight: float = 0.0,
+        cluster_components: int = 4,
     ) -> None:
         super().__init__()
         check_choice("coord_loss", coord_loss, get_args(CoordLoss))
@@ -59,12 +64,25 @@ class ELBO(nn.Module):
         check_choice("objective.element_loss", element_loss, get_args(ElementLoss))
         if schedule is not None and not callable(schedule):
             raise ConfigError(f"objective.schedule: got {schedule!r}; expected something to call with the step")
+        check_number("objective.cluster_weight", cluster_weight)
+        check_count("objective.cluster_components", cluster_components)
+        if cluster_weight > 0 and cluster_components > latent_dim:
+            raise ConfigError(
+                f"objective.cluster_components: got {cluster_components}; expected at most latent_dim, {latent_dim}, "
+                "beyond which all singular values are 0"
+            )
         self.weights = check_weights(weights)
         self.coord_loss: CoordLoss = coord_loss
         self.element_loss: ElementLoss = element_loss
         self.schedule = NoSchedule() if schedule is None else schedule
         self.schedule_unit: ScheduleUnit = schedule_unit
         self.reductions = check_reductions(reductions)
+        self.cluster_weight, self.cluster_components = cluster_weight, cluster_components
+
+    @property
+    def needs_kl(self) -> bool:
+        """Whether there are options that mean nothing to a bottleneck without a KL."""
+        return not isinstance(self.schedule, NoSchedule)
 
     def kl_weight(self, time: int) -> float:
         """Return β times the schedule's factor at a step (or epoch); `ConfigError` where that is no weight."""
@@ -81,6 +99,7 @@ class ELBO(nn.Module):
         target: CrystalBatch,
         batch: TrainingBatch,
         *,
+        means: Float[Tensor, "N L"],
         kl: Float[Tensor, "N L"] | None,
         penalties: Mapping[str, Tensor] | None = None,
         penalty_weights: Mapping[str, float] | None = None,
@@ -89,8 +108,9 @@ class ELBO(nn.Module):
     ) -> dict[str, Tensor]:
         """Return `loss`, `recon_loss` (weighted), `kl_loss` (unweighted), `kl_weight`, and each part unweighted.
 
-        `kl` is that of each atom and latent number in nats, None where the bottleneck has none. `penalties` are its
-        further terms, unweighted numbers, added with `penalty_weights`.
+        `means` are the latents that evaluation uses, the posterior means of a Gaussian. `kl` is that of each atom and
+        latent number in nats, None where the bottleneck has none. `penalties` are the bottleneck's further terms,
+        unweighted numbers, added with `penalty_weights`.
         """
         parts = reconstruction_losses(
             decoded,
@@ -104,6 +124,11 @@ class ELBO(nn.Module):
         loss, terms = recon, dict(penalties or {})
         for name, value in terms.items():
             loss = loss + (penalty_weights or {})[name] * value
+        if kl is None and self.needs_kl:
+            raise ConfigError(
+                f"objective: {type(self).__name__} with this schedule acts on a KL, which this bottleneck does not "
+                "have; use objective=elbo with schedule=none"
+            )
         if kl is not None:
             time = step if self.schedule_unit == "step" else epoch
             weight = self.kl_weight(time)
@@ -111,6 +136,10 @@ class ELBO(nn.Module):
             penalty, named = self.kl_penalty(mean, batch, time)
             loss = loss + weight * penalty
             terms |= {"kl_loss": mean.sum(), "kl_weight": recon.new_tensor(weight), **named}
+        if self.cluster_weight > 0:
+            embeddings = mean_over_atoms(means, target)
+            terms["cluster_loss"] = cluster_loss(embeddings, batch, components=self.cluster_components)
+            loss = loss + self.cluster_weight * terms["cluster_loss"]
         return {"loss": loss, "recon_loss": recon, **terms, **parts}
 
     def kl_penalty(

@@ -82,7 +82,7 @@ class CyclicalSchedule(Schedule):
     """min(1, τ / R) with τ the share of the period that has passed: from 0 to 1 again and again.
 
     `cyclical_period` is the length of one cycle, `ramp_share` = R the share of it in which the weight rises; then it
-    stays at 1 until the next cycle begins. Source: Fu et al. (2019), eqs. 6 and 7, without their last constant phase.
+    stays at 1 until the next cycle begins. Source: Fu et al. (2019).
     """
 
     cyclical_period: int
