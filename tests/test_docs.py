@@ -129,10 +129,14 @@ FAMILIES = [
     *(f"vae_module/decoder/{name}.yaml" for name in ("transformer", "mlp", "gru")),
 ]
 OPTIMIZERS = [f"prior_module/optimizer/{name}.yaml" for name in ("adamw", "muon")]
+OBJECTIVES = [
+    *(f"vae_module/objective/{name}.yaml" for name in ("elbo", "free_bits", "capacity")),
+    *(f"vae_module/objective/schedule/{name}.yaml" for name in ("none", "linear", "sigmoid", "cyclical")),
+]
 PRIOR = "prior_module/prior_module.yaml"
 WHOLE = ["vae_module/vae_module.yaml", PRIOR, "sample.yaml", "evaluate.yaml", "train_vae.yaml", "train_prior.yaml"]
 TABULATED = [
-    *(*FAMILIES, *OPTIMIZERS, *WHOLE),
+    *(*FAMILIES, *OBJECTIVES, *OPTIMIZERS, *WHOLE),
     *("trainer/default.yaml", "callbacks/prior.yaml", "condition/crystal_system.yaml"),
 ]
 
@@ -156,7 +160,7 @@ def as_yaml(text: str) -> Any:
     return text if "${" in text else OmegaConf.to_container(OmegaConf.create(f"x: {text}"))["x"]  # type: ignore[index,call-overload]
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *OPTIMIZERS, *WHOLE])
+@pytest.mark.parametrize("name", [*FAMILIES, *OBJECTIVES, *OPTIMIZERS, *WHOLE])
 def test_every_option_is_documented(name: str):
     config = yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
     keys = set(leaves({key: value for key, value in config.items() if key not in {"defaults", "hydra"}}))
@@ -179,7 +183,7 @@ def own_parts() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("CACHE_DIR", "MP20_DIR", "PEROV_5_DIR", "CARBON_24_DIR", "MPTS_52_DIR"):
             patch.delenv(f"CRYSTALVAE_{variable}", raising=False)
-        families = (CONFIGS / name for name in [*FAMILIES, *OPTIMIZERS])
+        families = (CONFIGS / name for name in [*FAMILIES, *OBJECTIVES, *OPTIMIZERS])
         wholes = (CONFIGS / name for name in ("vae_module/vae_module.yaml", PRIOR))
         for path in (*wholes, *families, *sorted((CONFIGS / "data").glob("*.yaml"))):
             group = path.parent.name
