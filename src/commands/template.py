@@ -11,6 +11,7 @@ from src.commands import arguments
 from src.data.batch import CrystalBatch
 from src.data.compositions import parse_composition
 from src.errors import ConfigError
+from src.vae_module.sampling import draw_atom_counts
 from src.vae_module.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
@@ -40,14 +41,7 @@ def sample_template(
     if formula_units is not None:
         raise ConfigError("formula_units: only has a meaning together with composition=")
     if num_atoms is None:
-        if not seen:
-            raise ConfigError("this checkpoint does not know how many atoms crystals have: say it with num_atoms=")
-        large_enough = {size: crystals for size, crystals in seen.items() if size >= elements}
-        if not large_enough:
-            raise ConfigError(f"{elements} elements, but the model saw {max(seen)} atoms at most: say num_atoms=")
-        sizes, weights = zip(*sorted(large_enough.items()), strict=True)
-        drawn = torch.multinomial(torch.tensor(weights).double(), count, replacement=True, generator=generator)
-        return CrystalBatch.empty(torch.tensor(sizes)[drawn])
+        return CrystalBatch.empty(draw_atom_counts(module.statistics, count, generator=generator, elements=elements))
     counts = [num_atoms] * count if isinstance(num_atoms, int) else list(num_atoms)
     if len(counts) != count:
         raise ConfigError(

@@ -1,13 +1,23 @@
-"""Crystals from the bottleneck's own prior."""
+"""Crystals from the bottleneck's own prior, and how many atoms they are to have."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from src.data.batch import CrystalBatch
+from src.data.compositions import parse_chemical_system
 from src.errors import ConfigError
 from src.vae_module.bottlenecks.base import check_temperature
+from src.vae_module.checks import check_count
 from src.vae_module.vae import CrystalVAE
+
+if TYPE_CHECKING:
+    from src.vae_module.vae_module import VAEModule
 
 
 def sample_crystals(
@@ -25,3 +35,43 @@ def sample_crystals(
         )
     latents = vae.bottleneck.draw(template, temperature=temperature, generator=generator)
     return vae.to_crystals(vae.decode(latents, template), template)
+
+
+def draw_atom_counts(
+    statistics: Mapping[str, Any], count: int, *, generator: torch.Generator | None, elements: int = 0
+) -> Int[Tensor, "B"]:
+    """Draw atom counts from the training set's that have room for `elements` different elements.
+
+    Raises `ConfigError` where a checkpoint's `statistics` do not tell them, or none has room.
+    """
+    seen = {int(size): int(crystals) for size, crystals in statistics.get("num_atoms", {}).items()}
+    if not seen:
+        raise ConfigError(
+            "this checkpoint does not know how many atoms crystals have: say it with num_atoms= (in Python: give "
+            "CrystalBatch.empty([…]))"
+        )
+    large_enough = {size: crystals for size, crystals in seen.items() if size >= elements}
+    if not large_enough:
+        raise ConfigError(f"{elements} elements, but the model saw {max(seen)} atoms at most: say num_atoms=")
+    sizes, weights = zip(*sorted(large_enough.items()), strict=True)
+    drawn = torch.multinomial(torch.tensor(weights).double(), count, replacement=True, generator=_on_cpu(generator))
+    return torch.tensor(sizes)[drawn]
+
+
+def _on_cpu(generator: torch.Generator | None) -> torch.Generator | None:
+    if generator is None or generator.device.type == "cpu":
+        return generator
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    return torch.Generator().manual_seed(int(seed))
+
+
+def draw_template(
+    module: VAEModule, count: int, generator: torch.Generator | None, options: Mapping[str, Any]
+) -> CrystalBatch:
+    """Return `count` crystals of which only the numbers of atoms are known, for `VAEModule.sample` with `options`."""
+    check_count("sample: the number of crystals", count)
+    elements = 0
+    system = options.get("chemical_system")
+    if system is not None and not module.atom_type_predict and not options.get("chemical_system_subsets", False):
+        elements = len(parse_chemical_system(system))
+    return CrystalBatch.empty(draw_atom_counts(module.statistics, count, generator=generator, elements=elements))

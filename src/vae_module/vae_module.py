@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from src.data.augmentation import Augmentation, InputNoise, TrainingBatch
+from src.data.augmentation import Augmentation, InputNoise
 from src.data.batch import CrystalBatch
 from src.errors import ConfigError
 from src.vae_module import checkpoint as checkpoints
@@ -18,9 +18,11 @@ from src.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK
 from src.vae_module.build import build, to_plain
 from src.vae_module.conditioning import Conditioning, tell, told
 from src.vae_module.decoders.transformer import DecodedCrystals
+from src.vae_module.latent_space.inputs import as_crystals
+from src.vae_module.latent_space.operations import LatentOperations
 from src.vae_module.objectives.elbo import ELBO, check_weights
 from src.vae_module.objectives.reconstruction import CoordLoss
-from src.vae_module.sampling import sample_crystals
+from src.vae_module.sampling import draw_template, sample_crystals
 from src.vae_module.training import VAETraining
 from src.vae_module.vae import CrystalVAE
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class VAEModule(VAETraining):
+class VAEModule(LatentOperations, VAETraining):
     """A crystal VAE with its objective, its augmentation and its optimiser.
 
     All arguments are plain config, and are kept in the checkpoint: `encoder`, `decoder` and `bottleneck` (None: the
@@ -180,7 +182,7 @@ class VAEModule(VAETraining):
     @torch.no_grad()
     def sample(
         self,
-        batch: CrystalBatch | Batch,
+        batch: CrystalBatch | Batch | int,
         return_atoms: bool = False,
         return_structures: bool = False,
         *,
@@ -190,6 +192,8 @@ class VAEModule(VAETraining):
     ) -> CrystalBatch | list[Atoms] | list[Structure]:
         """Sample crystals with the atom counts of `batch` (`CrystalBatch.empty`), and its elements where given.
 
+        For a number n, n crystals are sampled, with atom counts drawn from those of the training set.
+
         Where the checkpoint holds a learned prior, latents are drawn from it, with `options` as
         `src.prior_module.sampling.sample_from_module` takes them (conditions, chemical_system, sampler, …). Otherwise
         they come from the bottleneck's own prior at `temperature`, and a conditional model takes `conditions`, such as
@@ -198,7 +202,9 @@ class VAEModule(VAETraining):
         """
         if return_atoms and return_structures:
             raise ValueError("sample: return_atoms and return_structures exclude each other")
-        crystals = self.sample_crystals(as_crystals(batch), generator=generator, temperature=temperature, **options)
+        number = isinstance(batch, int)
+        template = draw_template(self, batch, generator, options) if number else as_crystals(batch)
+        crystals = self.sample_crystals(template, generator=generator, temperature=temperature, **options)
         if return_atoms:
             return crystals.to_atoms()
         return crystals.to_structure() if return_structures else crystals
@@ -271,10 +277,3 @@ class VAEModule(VAETraining):
         module = checkpoints.rebuild(cls, config, weights, trusted=bool(trusted_targets))
         module.statistics = meta["statistics"]
         return module.to(map_location).eval()
-
-
-def as_crystals(batch: CrystalBatch | Batch | TrainingBatch) -> CrystalBatch:
-    """Return crystals from any of the batch types that research code passes around."""
-    if isinstance(batch, CrystalBatch):
-        return batch
-    return batch.crystals if isinstance(batch, TrainingBatch) else CrystalBatch.from_pyg(batch)
