@@ -75,7 +75,7 @@ class VAETraining(L.LightningModule):
             step=self.global_step,
             epoch=self.current_epoch,
         )
-        return {**losses, **bottleneck.metrics(posterior)}
+        return {**losses, **bottleneck.metrics(posterior, latents, target)}
 
     def training_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the loss of one batch and log its parts; stop with the crystals' ids where it is not finite."""

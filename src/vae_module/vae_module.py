@@ -14,7 +14,7 @@ from src.data.augmentation import Augmentation, InputNoise
 from src.data.batch import CrystalBatch
 from src.errors import ConfigError
 from src.vae_module import checkpoint as checkpoints
-from src.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK
+from src.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK, Bottleneck
 from src.vae_module.build import build, to_plain
 from src.vae_module.conditioning import Conditioning, tell, told
 from src.vae_module.decoders.transformer import DecodedCrystals
@@ -51,7 +51,7 @@ class VAEModule(LatentOperations, VAETraining):
         encoder: Mapping[str, Any],
         decoder: Mapping[str, Any],
         latent_dim: int,
-        bottleneck: Mapping[str, Any] | None = None,
+        bottleneck: Mapping[str, Any] | Bottleneck | None = None,
         atom_type_predict: bool = True,
         coord_loss: CoordLoss = "periodic",
         bound_lattice: bool = True,

@@ -81,7 +81,12 @@ class Bottleneck(nn.Module):
         """Return further terms of the loss, unweighted, by name: sums over what is here divided by `atoms`."""
         return {}
 
-    def metrics(self, posterior: Posterior) -> dict[str, Tensor]:  # noqa: ARG002
+    def metrics(
+        self,
+        posterior: Posterior,  # noqa: ARG002
+        latents: Float[Tensor, "N L"],  # noqa: ARG002
+        crystals: CrystalBatch,  # noqa: ARG002
+    ) -> dict[str, Tensor]:
         """Return what is logged beside the loss, without gradients."""
         return {}
 
