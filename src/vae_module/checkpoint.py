@@ -45,7 +45,17 @@ def package_versions() -> dict[str, str]:
 
 
 def metadata(kind: str, config: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the description of a model of a `kind`: all that rebuilding it needs, as plain data."""
+    """Return the description of a model of a `kind`: all that rebuilding it needs, as plain data.
+
+    Raises `ConfigError` where the model was built of objects that its config does not describe.
+    """
+    foreign = _not_plain("", config)
+    if foreign is not None:
+        name, value = foreign
+        raise ConfigError(
+            f"{name}: is a {type(value).__name__}, and a checkpoint holds plain data; to save this model, give it a "
+            "config with a _target_ that builds it"
+        )
     return {
         "format_version": FORMAT_VERSION,
         "kind": kind,
@@ -189,14 +199,21 @@ def check_metadata(content: dict[str, Any], kind: str, *, trusted_targets: tuple
 
 
 def _check_plain(name: str, value: Any) -> None:
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            _check_plain(f"{name}.{key}", entry)
+    foreign = _not_plain(name, value)
+    if foreign is not None:
+        where, what = foreign
+        raise CheckpointError(f"damaged checkpoint: {where} is a {type(what).__name__}; expected plain values")
+
+
+def _not_plain(name: str, value: Any) -> tuple[str, Any] | None:
+    """Return where something other than plain data stands, and what it is."""
+    if isinstance(value, Mapping):
+        entries = [(f"{name}.{key}" if name else str(key), entry) for key, entry in value.items()]
     elif isinstance(value, (list, tuple)):
-        for entry in value:
-            _check_plain(name, entry)
-    elif not isinstance(value, (bool, int, float, str, type(None))):
-        raise CheckpointError(f"damaged checkpoint: {name} is a {type(value).__name__}; expected plain values")
+        entries = [(f"{name}[{position}]", entry) for position, entry in enumerate(value)]
+    else:
+        return None if isinstance(value, (bool, int, float, str, type(None))) else (name, value)
+    return next((found for entry in entries if (found := _not_plain(*entry)) is not None), None)
 
 
 def _written_by(meta: Mapping[str, Any]) -> str:

@@ -230,9 +230,19 @@ class HierarchicalBottleneck(LadderBottleneck):
 
 
 class LevelMLP(nn.Sequential):
-    """A linear map, SiLU, a linear map; `zero` starts with the output 0, as a prior N(0, I)."""
+    """A linear map, SiLU, a linear map; `zero` starts with the output 0, as a prior N(0, I).
+
+    `config` says how to build it again.
+    """
 
     def __init__(self, inputs: int, hidden: int, outputs: int, *, zero: bool = False) -> None:
+        self.config = {
+            "_target_": f"{LevelMLP.__module__}.{LevelMLP.__name__}",
+            "inputs": inputs,
+            "hidden": hidden,
+            "outputs": outputs,
+            "zero": zero,
+        }
         last = nn.Linear(hidden, outputs)
         if zero:
             nn.init.zeros_(last.weight)
