@@ -213,6 +213,15 @@ def test_a_prior_is_trained_over_their_latents(name: str, latents: str, crystals
     assert bool(torch.isfinite(drawn.lattices).all())
 
 
+def test_conditional_models_have_any_of_them(config: dict[str, Any], crystals: CrystalBatch) -> None:
+    shipped = yaml.safe_load((CONFIGS.parents[1] / "condition" / "crystal_system.yaml").read_text(encoding="utf-8"))
+    module = vae(config, condition=shipped)
+    module.losses(TrainingBatch.whole(crystals), training=True)["loss"].backward()
+    options: dict[str, Any] = {"conditions": {"crystal_system": "cubic"}}
+    drawn = module.sample(CrystalBatch.empty([2, 3]), generator=torch.Generator().manual_seed(0), **options)
+    assert drawn.num_atoms.tolist() == [2, 3]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -129,6 +129,7 @@ FAMILIES = [
     *(f"vae_module/decoder/{name}.yaml" for name in ("transformer", "mlp", "gru")),
 ]
 OPTIMIZERS = [f"prior_module/optimizer/{name}.yaml" for name in ("adamw", "muon")]
+BOTTLENECKS = [f"vae_module/bottleneck/{name}.yaml" for name in ("vq", "hierarchical")]
 OBJECTIVES = [
     *(f"vae_module/objective/{name}.yaml" for name in ("elbo", "free_bits", "capacity")),
     *(f"vae_module/objective/schedule/{name}.yaml" for name in ("none", "linear", "sigmoid", "cyclical")),
@@ -136,7 +137,7 @@ OBJECTIVES = [
 PRIOR = "prior_module/prior_module.yaml"
 WHOLE = ["vae_module/vae_module.yaml", PRIOR, "sample.yaml", "evaluate.yaml", "train_vae.yaml", "train_prior.yaml"]
 TABULATED = [
-    *(*FAMILIES, *OBJECTIVES, *OPTIMIZERS, *WHOLE),
+    *(*FAMILIES, *OBJECTIVES, *BOTTLENECKS, *OPTIMIZERS, *WHOLE),
     *("trainer/default.yaml", "callbacks/prior.yaml", "condition/crystal_system.yaml"),
 ]
 
@@ -160,7 +161,7 @@ def as_yaml(text: str) -> Any:
     return text if "${" in text else OmegaConf.to_container(OmegaConf.create(f"x: {text}"))["x"]  # type: ignore[index,call-overload]
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *OBJECTIVES, *OPTIMIZERS, *WHOLE])
+@pytest.mark.parametrize("name", [*FAMILIES, *OBJECTIVES, *BOTTLENECKS, *OPTIMIZERS, *WHOLE])
 def test_every_option_is_documented(name: str):
     config = yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
     keys = set(leaves({key: value for key, value in config.items() if key not in {"defaults", "hydra"}}))
@@ -183,7 +184,7 @@ def own_parts() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("CACHE_DIR", "MP20_DIR", "PEROV_5_DIR", "CARBON_24_DIR", "MPTS_52_DIR"):
             patch.delenv(f"CRYSTALVAE_{variable}", raising=False)
-        families = (CONFIGS / name for name in [*FAMILIES, *OBJECTIVES, *OPTIMIZERS])
+        families = (CONFIGS / name for name in [*FAMILIES, *OBJECTIVES, *BOTTLENECKS, *OPTIMIZERS])
         wholes = (CONFIGS / name for name in ("vae_module/vae_module.yaml", PRIOR))
         for path in (*wholes, *families, *sorted((CONFIGS / "data").glob("*.yaml"))):
             group = path.parent.name
@@ -238,17 +239,20 @@ def test_every_sampler_option_and_condition_can_be_asked_for():
     assert {*prior["prior"]["conditions"], *CLASSES, *COMPUTED} == set(config["conditions"])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *BOTTLENECKS])
 def test_every_option_of_the_model_is_a_config_key(name: str):
     part: Any = OmegaConf.load(CONFIGS / name)
-    # atom_type_predict is one option of the whole model, which hands it to the decoder.
-    assert set(inspect.signature(get_method(part["_target_"])).parameters) - {"atom_type_predict"} <= set(part)
+    # What is an option of the whole model, which hands it to the decoder or the bottleneck.
+    whole = {"atom_type_predict", "latent_dim"}
+    assert set(inspect.signature(get_method(part["_target_"])).parameters) - whole <= set(part)
 
 
 def test_every_family_is_tabulated():
     files = {path.relative_to(CONFIGS).as_posix() for path in (CONFIGS / "vae_module").glob("*coder/*.yaml")}
     # What only chooses another width of a family has no options of its own.
     assert {name for name in files if "_target_" in yaml.safe_load((CONFIGS / name).read_text())} == set(FAMILIES)
+    bottlenecks = {f"vae_module/bottleneck/{path.name}" for path in (CONFIGS / "vae_module/bottleneck").glob("*.yaml")}
+    assert bottlenecks - {"vae_module/bottleneck/gaussian.yaml"} == set(BOTTLENECKS)  # the Gaussian has no options
 
 
 @pytest.mark.parametrize("experiment", sorted(set(EXPERIMENTS) - set(PRIOR_EXPERIMENTS)))

@@ -380,3 +380,14 @@ def test_learning_lowers_the_loss(crystals: CrystalBatch) -> None:
         optimizer.step()
         seen.append(float(loss.detach()))
     assert seen[-1] < 0.5 * seen[0]
+
+
+def test_the_documented_example_trains(crystals: CrystalBatch) -> None:
+    page = Path(__file__).resolve().parents[1] / "docs" / "bottlenecks.md"
+    block = page.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    namespace: dict[str, Any] = {}
+    exec(block, namespace)
+    vae = namespace["vae"]
+    vae.losses(TrainingBatch.whole(crystals), training=True)["loss"].backward()
+    assert all(parameter.grad is not None for parameter in vae.parameters())
+    assert vae.sample(CrystalBatch.empty([2, 3])).num_atoms.tolist() == [2, 3]
