@@ -10,6 +10,7 @@ import torch
 
 from src.data.batch import CrystalBatch
 from src.errors import ConfigError
+from src.evaluation.physical import MIN_CONTACT, contacts
 from src.evaluation.runner import Runner
 from src.evaluation.train_index import TrainIndex
 from src.evaluation.uniqueness import valid_unique_novel
@@ -22,10 +23,12 @@ log = logging.getLogger(__name__)
 class GenerationMonitor(L.Callback):
     """Sample crystals while training, and log which share of them is valid, novel, and valid · unique · novel.
 
-    Logged: `val/structure_valid` (CDVAE's limits), `val/valid` (and composition by SMACT), `val/novel` (of the valid
-    and unique ones, the share that the training set does not hold) and `val/vun`, defined in docs/metrics.md. The same
-    `seed` is used each time, so that changes are the model's. Measured is in the first validation, and then in those
-    at least `every_n_epochs` later; between them the last values are logged again.
+    Logged: `val/structure_valid` (CDVAE's limits), `val/contacts_valid` (no two atoms closer than 0.7 of the sum of
+    their covalent radii), `val/valid` (structure, and composition by SMACT), `val/novel` (of the valid and unique ones,
+    the share that the training set does not hold), `val/vun`, and `val/vun_contacts`, the share that are both V.U.N.
+    and without short contacts; defined in docs/metrics.md. The same `seed` is used each time, so that changes are the
+    model's. Measured is in the first validation, and then in those at least `every_n_epochs` later; between them the
+    last values are logged again.
     """
 
     def __init__(self, *, num_samples: int, every_n_epochs: int, seed: int = 0, n_jobs: int = 1) -> None:
@@ -74,9 +77,13 @@ class GenerationMonitor(L.Callback):
         found = valid_unique_novel(crystals, self._index, runner=self.runner)
         shares = found.shares()
         unique = int((found.valid & found.unique).sum())
+        structure = describe(crystals)["valid"].to_numpy(dtype=bool)
+        apart = structure & (contacts(crystals) >= MIN_CONTACT)
         return {
-            "structure_valid": float(describe(crystals)["valid"].to_numpy(dtype=float).mean()),
+            "structure_valid": float(structure.mean()),
+            "contacts_valid": float(apart.mean()),
             "valid": shares["valid"],
             "novel": int(found.vun.sum()) / unique if unique else 0.0,
             "vun": shares["vun"],
+            "vun_contacts": float((found.vun & apart).mean()),
         }
