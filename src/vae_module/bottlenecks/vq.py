@@ -54,7 +54,7 @@ class VQBottleneck(Bottleneck):
     loss gets `commitment_loss` |z - sg(e)|² and, unless the codes are moving averages (`ema`), `codebook_loss`
     |sg(z) - e|², both means over atoms and latent numbers. `decay` is of the moving averages: of the codes where `ema`,
     and of their usage. A code that is used less than `revive_below` times the average is moved to a random atom of the
-    batch; null: never. Latents from elsewhere (a prior, interpolation) are quantised before they are decoded.
+    batch; null: never. Latents from elsewhere (a prior, arithmetic of your own) are quantised before they are decoded.
 
     Source: van den Oord et al., "Neural Discrete Representation Learning" (2017), eq. 3 and appendix A.1; revival as in
     Dhariwal et al., "Jukebox" (2020), section 3.1.
