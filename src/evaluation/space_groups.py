@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -67,6 +69,23 @@ def space_group_symbol(number: int) -> str:
 def space_groups(crystal: Arrays, *, library: Library, tolerances: Sequence[float]) -> list[int]:
     """Return the space group number of a crystal at each tolerance in Å, 0 where the library finds none."""
     return [_space_group(crystal, library, tolerance) for tolerance in tolerances]
+
+
+def prototype_label(crystal: Arrays, *, tolerance: float) -> str:
+    """Return anonymous formula, Pearson symbol and space group number, such as AB_cF8_225 for rock salt.
+
+    It is built as AFLOW's prototype labels are (Mehl et al. 2017), but elements are ordered by their number of atoms,
+    and Wyckoff letters are left out, which depend on the choice of the origin. moyopy finds the group at `tolerance`
+    (Å); empty where there is none.
+    """
+    try:
+        dataset = _moyo_dataset(crystal, tolerance)
+    except Exception:  # noqa: BLE001 - raised for crystals in which no symmetry at all is found
+        return ""
+    counts = sorted(np.unique(crystal[0], return_counts=True)[1].tolist())
+    unit = [count // math.gcd(*counts) for count in counts]
+    formula = "".join(f"{ascii_uppercase[i]}{'' if count == 1 else count}" for i, count in enumerate(unit))
+    return f"{formula}_{dataset.pearson_symbol}_{dataset.number}"
 
 
 def symmetrized_cif(crystal: Arrays, *, tolerance: float) -> dict[str, object]:
