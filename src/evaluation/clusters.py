@@ -96,7 +96,8 @@ def cluster_crystals(
         raise ConfigError(f"clusters.k: got {k!r}; expected 1 to {different}, the number of different embeddings")
     spread = values.std(axis=0)
     values = (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    found = KMeans(n_clusters=k, n_init=10, random_state=seed).fit(values)
+    kmeans: Any = KMeans  # its annotations do not know that n_init may be a number
+    found = kmeans(n_clusters=k, n_init=10, random_state=seed).fit(values)
     order = np.argsort(-np.bincount(found.labels_, minlength=k), kind="stable")
     labels = np.argsort(order)[found.labels_]
     distances = np.linalg.norm(values - found.cluster_centers_[order][labels], axis=1)
