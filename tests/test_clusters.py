@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from collections import Counter
+from pathlib import Path
 
+import hydra
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 
+from src.commands.cluster import cluster
 from src.data.augmentation import rotate, translate
 from src.data.batch import CrystalBatch
 from src.data.lattice import random_rotations
 from src.errors import ConfigError
 from src.evaluation.clusters import Clustering, cluster_crystals, find_prototypes
 from src.evaluation.runner import Runner
-from tests.samples import random_crystals, rock_salt_and_friends
+from tests.samples import random_crystals, rock_salt_and_friends, tiny_module
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RUNNER = Runner(n_jobs=1, progress=False)
 LABELS = ["AB_cF8_225", "A_cF8_227", "AB_hP4_186", "AB2_aP3_1"]
 COPIES = 8
@@ -55,12 +63,13 @@ def test_clusters_that_are_the_prototypes(crystals: CrystalBatch) -> None:
     assert all(len(group) == 1 for group in groups)
     assert len(set.union(*groups)) == 4
     assert found.prototype_information == pytest.approx(1.0)
+    assert found.silhouette is not None
     assert found.silhouette > 0.9
-    for cluster in found.clusters:
-        assert cluster.size == COPIES
-        rows = np.flatnonzero(found.labels == cluster.number)
-        assert cluster.prototypes == {found.prototypes[rows[0]]: COPIES}
-        assert cluster.medoid == rows[found.distances[rows].argmin()]
+    for entry in found.clusters:
+        assert entry.size == COPIES
+        rows = np.flatnonzero(found.labels == entry.number)
+        assert entry.prototypes == {found.prototypes[rows[0]]: COPIES}
+        assert entry.medoid == rows[found.distances[rows].argmin()]
     salt = found.clusters[int(found.labels[0])]
     assert salt.elements == {"Cl": 1.0, "Na": 1.0}
     assert salt.enrichment == {"Cl": 4.0, "Na": 4.0}
@@ -78,6 +87,7 @@ def test_what_a_mixed_cluster_holds(crystals: CrystalBatch) -> None:
     assert first.enrichment["S"] == pytest.approx((3 / 11) / (8 / 16))
     assert list(first.elements) == ["Cl", "Na", "S", "Zn"]
     assert second.prototypes == {"AB_hP4_186": 5}
+    assert found.prototype_information is not None
     assert 0.0 < found.prototype_information < 1.0
 
 
@@ -99,8 +109,9 @@ def test_distances_and_inertia_are_in_standard_deviations(crystals: CrystalBatch
 def test_clusters_that_say_nothing_of_prototypes(crystals: CrystalBatch) -> None:
     embeddings = torch.randn(32, 3, generator=torch.Generator().manual_seed(3))
     found = clustered(embeddings, crystals, 3)
+    assert found.prototype_information is not None
     assert abs(found.prototype_information) < 0.2
-    assert sum(cluster.size for cluster in found.clusters) == 32
+    assert sum(entry.size for entry in found.clusters) == 32
     assert [c.size for c in found.clusters] == sorted((c.size for c in found.clusters), reverse=True)
 
 
@@ -114,11 +125,11 @@ def test_the_same_seed_gives_the_same_clusters(crystals: CrystalBatch) -> None:
 def test_one_cluster_and_as_many_as_crystals(crystals: CrystalBatch) -> None:
     one = clustered(blobs(), crystals, 1)
     assert one.clusters[0].size == 32
-    assert math.isnan(one.silhouette)
-    assert math.isnan(one.prototype_information)
+    assert one.silhouette is None
+    assert one.prototype_information is None
     assert set(one.clusters[0].enrichment.values()) == {1.0}
     each = clustered(blobs(), crystals, 32)
-    assert [cluster.size for cluster in each.clusters] == [1] * 32
+    assert [entry.size for entry in each.clusters] == [1] * 32
     assert each.inertia == pytest.approx(0.0, abs=1e-9)
 
 
@@ -149,3 +160,67 @@ def test_embeddings_that_cannot_be_clustered(crystals: CrystalBatch) -> None:
         clustered(same, crystals, 2)
     with pytest.raises(ConfigError, match=r"clusters.tolerance: got 0"):
         find_prototypes(crystals, runner=RUNNER, tolerance=0.0)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained checkpoint, and a table of prototypes to take crystals from."""
+    place = tmp_path_factory.mktemp("clusters")
+    tiny_module().save_checkpoint(place / "model.ckpt")
+    structures = rock_salt_and_friends()
+    rows = [{"material_id": f"c{i}", "cif": structure.to(fmt="cif")} for i, structure in enumerate(structures * 3)]
+    for split in ("train", "val", "test"):
+        pd.DataFrame(rows).to_csv(place / f"{split}.csv", index=False)
+    return place
+
+
+def run(folder: Path, name: str, *overrides: str) -> str:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose(
+            "cluster",
+            [
+                f"ckpt_path={folder / 'model.ckpt'}",
+                "data=table",
+                f"data.source.data_dir={folder}",
+                f"data.source.cache_dir={folder / 'cache'}",
+                f"output_dir={folder / name}",
+                "device=cpu",
+                "n_jobs=1",
+                *overrides,
+            ],
+        )
+    return cluster(config)
+
+
+def test_the_command_writes_each_crystal_and_each_cluster(folder: Path) -> None:
+    message = run(folder, "out", "k=3")
+    table = pd.read_csv(folder / "out" / "samples.csv", keep_default_na=False)
+    assert sorted(table["source"]) == sorted(f"c{i}" for i in range(12))
+    assert Counter(table["prototype"]) == dict.fromkeys(LABELS, 3)
+    # Copies of a crystal have one embedding, and so one cluster.
+    assert all(len(set(rows)) == 1 for _, rows in table.groupby("prototype")["cluster"])
+    info = json.loads((folder / "out" / "samples.json").read_text())["info"]
+    assert [entry["size"] for entry in info["clusters"]] == [6, 3, 3]
+    assert info["prototype_information"] > 0.5
+    assert "12 crystals in 3 clusters" in message
+    assert "Na" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["k=0"], "k: got 0; expected a whole number, at least 1"),
+        (["k=5"], "clusters.k: got 5; expected 1 to 4"),
+        (["split=all"], "split: got 'all'; expected one of train, val, test"),
+        (["tolerance=0"], "clusters.tolerance: got 0"),
+    ],
+    ids=str,
+)
+def test_the_command_refuses_what_it_cannot_do(overrides: list[str], message: str, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(folder, "refused", *overrides)
+    assert not (folder / "refused").exists()

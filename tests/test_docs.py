@@ -135,7 +135,10 @@ OBJECTIVES = [
     *(f"vae_module/objective/schedule/{name}.yaml" for name in ("none", "linear", "sigmoid", "cyclical")),
 ]
 PRIOR = "prior_module/prior_module.yaml"
-WHOLE = ["vae_module/vae_module.yaml", PRIOR, "sample.yaml", "evaluate.yaml", "train_vae.yaml", "train_prior.yaml"]
+WHOLE = [
+    *("vae_module/vae_module.yaml", PRIOR, "sample.yaml", "evaluate.yaml", "train_vae.yaml", "train_prior.yaml"),
+    "cluster.yaml",
+]
 TABULATED = [
     *(*FAMILIES, *OBJECTIVES, *BOTTLENECKS, *OPTIMIZERS, *WHOLE),
     *("trainer/default.yaml", "callbacks/prior.yaml", "condition/crystal_system.yaml"),
@@ -333,7 +336,7 @@ def test_every_data_set_is_in_the_documentation():
 # ---- command lines and signatures -----------------------------------------------------------------------------------
 
 
-COMMANDS = {name: name for name in ("train_vae", "train_prior", "sample", "evaluate")}
+COMMANDS = {name: name for name in ("train_vae", "train_prior", "sample", "evaluate", "cluster")}
 COMMANDS |= {"train": "train_vae", "train-prior": "train_prior"}
 COMMAND = re.compile(rf"(?:src/|crystalvae-)({'|'.join(COMMANDS)})(?:\.py)?(?=\s|$)")
 

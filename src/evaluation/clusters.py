@@ -49,8 +49,8 @@ class Clustering:
     is the sum of their squares, in units of the standard deviation of each number of the embedding. `silhouette`
     (Rousseeuw 1987; of at most 5,000 crystals) is near 1 for clusters that are far from each other, near 0 for an even
     cloud. `prototype_information` is the adjusted mutual information of clusters and prototypes (Vinh et al. 2010): 0
-    for clusters that say nothing of the prototype, 1 for clusters that are the prototypes. Both are NaN for one
-    cluster.
+    for clusters that say nothing of the prototype, 1 for clusters that are the prototypes. Neither is there for one
+    cluster, nor a silhouette for as many clusters as crystals.
     """
 
     clusters: Sequence[Cluster]
@@ -58,8 +58,8 @@ class Clustering:
     distances: Float[np.ndarray, "B"]
     prototypes: Sequence[str]
     inertia: float
-    silhouette: float
-    prototype_information: float
+    silhouette: float | None
+    prototype_information: float | None
 
     def summary(self) -> dict[str, Any]:
         """Return all but what there is for each crystal, as plain data."""
@@ -102,7 +102,7 @@ def cluster_crystals(
     labels = np.argsort(order)[found.labels_]
     distances = np.linalg.norm(values - found.cluster_centers_[order][labels], axis=1)
     prototypes = find_prototypes(crystals, runner=runner, tolerance=tolerance)
-    silhouette, information = float("nan"), float("nan")
+    silhouette, information = None, None
     if 1 < k < len(values):
         sampled = min(len(values), 5000)
         silhouette = float(silhouette_score(values, labels, sample_size=sampled, random_state=seed))
