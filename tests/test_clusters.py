@@ -216,7 +216,7 @@ def test_the_command_writes_each_crystal_and_each_cluster(folder: Path) -> None:
         (["k=0"], "k: got 0; expected a whole number, at least 1"),
         (["k=13"], r"clusters.k: got 13; expected 1 to \d+, the number of different embeddings"),
         (["split=all"], "split: got 'all'; expected one of train, val, test"),
-        (["tolerance=0"], "clusters.tolerance: got 0"),
+        (["tolerance=0", "k=2"], "clusters.tolerance: got 0"),
     ],
     ids=str,
 )
