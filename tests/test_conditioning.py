@@ -259,8 +259,8 @@ def test_what_has_no_layer_norm_can_only_concatenate():
             return self.linear(crystals.frac_coords)
 
     with pytest.raises(ConfigError, match=r"condition\.injection: this encoder has no layer norm to adapt; set concat"):
-        Conditioning(names=["density"]).wrap(Plain(), Plain())
-    encoder, _ = Conditioning(names=["density"], injection="concat").wrap(Plain(), Plain())
+        Conditioning(names=["density"]).wrap_encoder(Plain())
+    encoder = Conditioning(names=["density"], injection="concat").wrap_encoder(Plain())
     assert encoder(known_crystals()).shape == (14, 4)
 
 

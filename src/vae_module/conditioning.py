@@ -106,13 +106,13 @@ class Conditioning:
             raise ConfigError("condition.names: got none; expected a list such as [crystal_system], or condition=none")
         return cls(**config)
 
-    def wrap(self, encoder: nn.Module, decoder: nn.Module) -> tuple[nn.Module, nn.Module]:
-        """Return encoder and decoder, told the conditions where `encoder` and `decoder` say so."""
-        if self.names and self.encoder:
-            encoder = ConditionedEncoder(encoder, self)
-        if self.names and self.decoder:
-            decoder = ConditionedDecoder(decoder, self)
-        return encoder, decoder
+    def wrap_encoder(self, encoder: nn.Module) -> nn.Module:
+        """Return the encoder, told the conditions where `encoder` says so."""
+        return ConditionedEncoder(encoder, self) if self.names and self.encoder else encoder
+
+    def wrap_decoder(self, decoder: nn.Module) -> nn.Module:
+        """Return the decoder, told the conditions where `decoder` says so."""
+        return ConditionedDecoder(decoder, self) if self.names and self.decoder else decoder
 
     def fit(self, module: nn.Module, crystals: CrystalBatch) -> None:
         """Take over the training set's statistics; `ConfigError` where it does not have a condition."""
