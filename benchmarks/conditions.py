@@ -26,7 +26,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from src.commands.template import sample_template  # noqa: E402
+from src.commands.template import proposes_elements, sample_template  # noqa: E402
 from src.data.batch import CrystalBatch  # noqa: E402
 from src.data.canonical import CRYSTAL_SYSTEMS, crystal_system  # noqa: E402
 from src.data.compositions import densities, element_fractions  # noqa: E402
@@ -55,24 +55,26 @@ def cell_systems(crystals: CrystalBatch, tolerance: float) -> np.ndarray:
 
 
 class Judged:
-    """Crystals with what they turned out to be."""
+    """Crystals with what they turned out to be at each tolerance."""
 
-    def __init__(self, crystals: CrystalBatch, tolerance: float) -> None:
-        self.whole, self.cell = systems(crystals, tolerance), cell_systems(crystals, tolerance)
+    def __init__(self, crystals: CrystalBatch, tolerances: list[float]) -> None:
+        crystals = crystals.to("cpu")
+        self.found = {value: (systems(crystals, value), cell_systems(crystals, value)) for value in tolerances}
         self.valid = float(describe(crystals)["valid"].mean())
         self.composition = float(np.mean([check.valid for check in check_compositions(reduced_compositions(crystals))]))
 
-    def shares(self, number: int) -> tuple[float, float]:
+    def shares(self, number: int, tolerance: float) -> tuple[float, float]:
         """Return the share of crystals, and of cells, in a crystal system."""
+        whole, cell = self.found[tolerance]
         cells = (4, 5) if CRYSTAL_SYSTEMS[number] == "trigonal" else (number,)
-        return float((self.whole == number).mean()), float(np.isin(self.cell, cells).mean())
+        return float((whole == number).mean()), float(np.isin(cell, cells).mean())
 
 
 class Model:
     """A checkpoint with what can be asked of it."""
 
-    def __init__(self, ckpt: str, seed: int) -> None:
-        self.module, self.seed = VAEModule.load_from_checkpoint(ckpt), seed
+    def __init__(self, ckpt: str, seed: int, held_out: CrystalBatch | None) -> None:
+        self.module, self.seed, self.held_out = VAEModule.load_from_checkpoint(ckpt), seed, held_out
         part = self.module.vae.decoder if self.module.prior is None else self.module.prior
         found = [entry for entry in part.modules() if isinstance(entry, ConditionEmbedder)]
         if not found or not found[0].names:
@@ -85,7 +87,12 @@ class Model:
         return self.embedder.names
 
     def template(self, count: int) -> CrystalBatch:
-        """Return atom counts, the same each time."""
+        """Return atom counts, the same each time; where elements have to be given, those of held-out crystals."""
+        if not self.module.atom_type_predict and not proposes_elements(self.module):
+            if self.held_out is None:
+                sys.exit("this model is given the elements: say whose, --data")
+            chosen = self.held_out[torch.arange(count) % len(self.held_out)]
+            return CrystalBatch.empty(chosen.num_atoms).replace(atom_types=chosen.atom_types)
         options = {"num_atoms": None, "composition": None, "formula_units": None}
         return sample_template(self.module, count, generator=torch.Generator().manual_seed(self.seed), **options)
 
@@ -95,38 +102,43 @@ class Model:
         return self.module.sample_crystals(template, generator=generator, **options)
 
 
-def table(title: str, asked: dict[str, Judged], free: dict[str, Judged]) -> None:
+def tables(title: str, asked: dict[str, Judged], free: dict[str, Judged], tolerances: list[float]) -> None:
     """Print the shares of each crystal system where it was asked for and where it was not."""
-    print(f"\n{title}\n\n| asked | in it | without asking | cell in it | without asking | valid | composition valid |")
-    print("|" + "---|" * 7, flush=True)
-    rows = []
-    for number, name in enumerate(CRYSTAL_SYSTEMS):
-        (whole, cell), (whole_free, cell_free) = asked[name].shares(number), free[name].shares(number)
-        rows.append((whole, whole_free, cell, cell_free, asked[name].valid, asked[name].composition))
-        print(f"| {name} | " + " | ".join(f"{value:.1%}" for value in rows[-1]) + " |")
-    print("| mean | " + " | ".join(f"{value:.1%}" for value in np.mean(rows, axis=0)) + " |", flush=True)
+    for tolerance in tolerances:
+        print(f"\n{title}; symmetry within {tolerance:g} Å\n")
+        print("| asked | in it | without asking | cell in it | without asking | valid | composition valid |")
+        print("|" + "---|" * 7)
+        rows = []
+        for number, name in enumerate(CRYSTAL_SYSTEMS):
+            (whole, cell), (whole_free, cell_free) = (entry[name].shares(number, tolerance) for entry in (asked, free))
+            rows.append((whole, whole_free, cell, cell_free, asked[name].valid, asked[name].composition))
+            print(f"| {name} | " + " | ".join(f"{value:.1%}" for value in rows[-1]) + " |")
+        print("| mean | " + " | ".join(f"{value:.1%}" for value in np.mean(rows, axis=0)) + " |", flush=True)
 
 
-def sampled_classes(model: Model, samples: int, tolerance: float, options: dict[str, object], title: str) -> None:
+def sampled_classes(
+    model: Model, samples: int, tolerances: list[float], options: dict[str, object], title: str
+) -> None:
     """Sample each crystal system."""
     template = model.template(samples)
-    free = Judged(model.draw(template, **options), tolerance)
+    free = Judged(model.draw(template, **options), tolerances)
     asked = {
-        name: Judged(model.draw(template, conditions={"crystal_system": name}, **options), tolerance)
+        name: Judged(model.draw(template, conditions={"crystal_system": name}, **options), tolerances)
         for name in CRYSTAL_SYSTEMS
     }
-    table(title, asked, dict.fromkeys(CRYSTAL_SYSTEMS, free))
+    tables(title, asked, dict.fromkeys(CRYSTAL_SYSTEMS, free), tolerances)
 
 
-def reconstructed_classes(model: Model, crystals: CrystalBatch, tolerance: float) -> None:
+def reconstructed_classes(model: Model, crystals: CrystalBatch, tolerances: list[float]) -> None:
     """Decode crystals as each crystal system that they are not."""
     own = condition_values(crystals, ["crystal_system"])["crystal_system"]
     asked, free = {}, {}
     for number, name in enumerate(CRYSTAL_SYSTEMS):
         others = crystals[own != number]
-        asked[name] = Judged(model.module.reconstruct_crystals(others, conditions={"crystal_system": name}), tolerance)
-        free[name] = Judged(model.module.reconstruct_crystals(others), tolerance)
-    table(f"{len(crystals)} held-out crystals, decoded as a crystal system that is not their own", asked, free)
+        asked[name] = Judged(model.module.reconstruct_crystals(others, conditions={"crystal_system": name}), tolerances)
+        free[name] = Judged(model.module.reconstruct_crystals(others), tolerances)
+    title = f"{len(crystals)} held-out crystals, decoded as a crystal system that is not their own"
+    tables(title, asked, free, tolerances)
 
 
 def sampled_number(model: Model, name: str, samples: int, options: dict[str, object]) -> None:
@@ -186,16 +198,16 @@ def main() -> None:
     parser.add_argument("--ckpt", default="mp20-small")
     parser.add_argument("--samples", type=int, default=200, help="for each crystal system, and of numbers")
     parser.add_argument("--guidance", type=float, nargs="+", help="scales, where there is a learned prior")
-    parser.add_argument("--tolerance", type=float, default=0.1, help="of the symmetry search, Å")
+    parser.add_argument("--tolerance", type=float, nargs="+", default=[0.1], help="of the symmetry search, Å")
     parser.add_argument("--data", help="whose held-out crystals are reconstructed, or give elements to ask for")
     parser.add_argument("--canonical", action="store_true", help="where the model was trained with data.canonical=true")
     parser.add_argument("--reconstruct", type=int, default=200, help="how many of them")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    model = Model(arguments.ckpt, arguments.seed)
     held_out = None
     if arguments.data is not None:
         held_out = held_out_crystals(arguments.data, arguments.canonical, arguments.reconstruct, arguments.seed)
+    model = Model(arguments.ckpt, arguments.seed, held_out)
     for scale in arguments.guidance or [None]:
         options: dict[str, object] = {} if scale is None else {"sampler": {"guidance_scale": scale}}
         title = f"{arguments.samples} samples of each" + ("" if scale is None else f", guidance scale {scale:g}")
