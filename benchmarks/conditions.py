@@ -30,7 +30,6 @@ from src.commands.template import proposes_elements, sample_template  # noqa: E4
 from src.data.batch import CrystalBatch  # noqa: E402
 from src.data.canonical import CRYSTAL_SYSTEMS, crystal_system  # noqa: E402
 from src.data.compositions import densities, element_fractions  # noqa: E402
-from src.evaluation.composition import check_compositions, reduced_compositions  # noqa: E402
 from src.evaluation.runner import Runner  # noqa: E402
 from src.evaluation.symmetry import find_space_groups  # noqa: E402
 from src.evaluation.validity import describe  # noqa: E402
@@ -61,7 +60,6 @@ class Judged:
         crystals = crystals.to("cpu")
         self.found = {value: (systems(crystals, value), cell_systems(crystals, value)) for value in tolerances}
         self.valid = float(describe(crystals)["valid"].mean())
-        self.composition = float(np.mean([check.valid for check in check_compositions(reduced_compositions(crystals))]))
 
     def shares(self, number: int, tolerance: float) -> tuple[float, float]:
         """Return the share of crystals, and of cells, in a crystal system."""
@@ -106,12 +104,12 @@ def tables(title: str, asked: dict[str, Judged], free: dict[str, Judged], tolera
     """Print the shares of each crystal system where it was asked for and where it was not."""
     for tolerance in tolerances:
         print(f"\n{title}; symmetry within {tolerance:g} Å\n")
-        print("| asked | in it | without asking | cell in it | without asking | valid | composition valid |")
-        print("|" + "---|" * 7)
+        print("| asked | in it | without asking | cell in it | without asking | valid |")
+        print("|" + "---|" * 6)
         rows = []
         for number, name in enumerate(CRYSTAL_SYSTEMS):
             (whole, cell), (whole_free, cell_free) = (entry[name].shares(number, tolerance) for entry in (asked, free))
-            rows.append((whole, whole_free, cell, cell_free, asked[name].valid, asked[name].composition))
+            rows.append((whole, whole_free, cell, cell_free, asked[name].valid))
             print(f"| {name} | " + " | ".join(f"{value:.1%}" for value in rows[-1]) + " |")
         print("| mean | " + " | ".join(f"{value:.1%}" for value in np.mean(rows, axis=0)) + " |", flush=True)
 
