@@ -5,7 +5,8 @@
 
 Works for checkpoints with a learned prior and for conditional VAEs. Classes: the share of crystals in the asked crystal
 system, judged by the symmetry of the whole crystal and by that of its cell alone (cells of trigonal crystals are
-rhombohedral or hexagonal), both within `--tolerance`. Numbers that can be computed from a crystal: the correlation of
+rhombohedral or hexagonal), both within `--tolerance`; with `--data` also by the training crystal whose cell has the
+most similar shape, which asks for no exact symmetry. Numbers that can be computed from a crystal: the correlation of
 asked and obtained, and the mean absolute error, for values spread evenly over mean ± 1.5 standard deviations of the
 training set. Elements: what held-out crystals of `--data` are made of is asked for. With `--data` also reconstructions:
 held-out crystals are encoded as what they are and decoded as each crystal system. Every comparison is with the same
@@ -16,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,19 +56,39 @@ def cell_systems(crystals: CrystalBatch, tolerance: float) -> np.ndarray:
     return systems(single.replace(atom_types=torch.ones(len(crystals), dtype=torch.long)), tolerance)
 
 
-class Judged:
-    """Crystals with what they turned out to be at each tolerance."""
+def cell_shapes(crystals: CrystalBatch) -> Tensor:
+    """Return, for each crystal, the logarithms of its lengths over their geometric mean, and its angles in radians."""
+    lengths = crystals.lengths.cpu().log()
+    return torch.cat((lengths - lengths.mean(dim=1, keepdim=True), crystals.angles_radians.cpu()), dim=1)
 
-    def __init__(self, crystals: CrystalBatch, tolerances: list[float]) -> None:
+
+class Cells:
+    """The cells of the training set, with their crystal systems."""
+
+    def __init__(self, crystals: CrystalBatch) -> None:
+        own = condition_values(crystals, ["crystal_system"])["crystal_system"]
+        self.shapes, self.systems = cell_shapes(crystals)[~own.isnan()], own[~own.isnan()]
+
+    def nearest(self, crystals: CrystalBatch) -> np.ndarray:
+        """Return the crystal system of the training crystal whose cell has the most similar shape."""
+        return self.systems[torch.cdist(cell_shapes(crystals), self.shapes).argmin(dim=1)].long().numpy()
+
+
+class Judged:
+    """Crystals with what they turned out to be, by symmetry at each tolerance and by the nearest training cell."""
+
+    def __init__(self, crystals: CrystalBatch, tolerances: list[float], cells: Cells | None) -> None:
         crystals = crystals.to("cpu")
         self.found = {value: (systems(crystals, value), cell_systems(crystals, value)) for value in tolerances}
+        self.nearest = None if cells is None else cells.nearest(crystals)
         self.valid = float(describe(crystals)["valid"].mean())
 
-    def shares(self, number: int, tolerance: float) -> tuple[float, float]:
-        """Return the share of crystals, and of cells, in a crystal system."""
+    def shares(self, number: int, tolerance: float) -> tuple[float, float, float]:
+        """Return the share of crystals, of cells, and of nearest training cells in a crystal system."""
         whole, cell = self.found[tolerance]
         cells = (4, 5) if CRYSTAL_SYSTEMS[number] == "trigonal" else (number,)
-        return float((whole == number).mean()), float(np.isin(cell, cells).mean())
+        nearest = np.nan if self.nearest is None else float((self.nearest == number).mean())
+        return float((whole == number).mean()), float(np.isin(cell, cells).mean()), nearest
 
 
 class Model:
@@ -101,42 +124,41 @@ class Model:
 
 
 def tables(title: str, asked: dict[str, Judged], free: dict[str, Judged], tolerances: list[float]) -> None:
-    """Print the shares of each crystal system where it was asked for and where it was not."""
+    """Print the shares of each crystal system, asked for → not asked for."""
     for tolerance in tolerances:
-        print(f"\n{title}; symmetry within {tolerance:g} Å\n")
-        print("| asked | in it | without asking | cell in it | without asking | valid |")
-        print("|" + "---|" * 6)
+        print(f"\n{title}; symmetry within {tolerance:g} Å; not asked → asked\n")
+        print("| asked | crystal | cell | nearest training cell | valid |\n|---|---|---|---|---|")
         rows = []
         for number, name in enumerate(CRYSTAL_SYSTEMS):
-            (whole, cell), (whole_free, cell_free) = (entry[name].shares(number, tolerance) for entry in (asked, free))
-            rows.append((whole, whole_free, cell, cell_free, asked[name].valid))
-            print(f"| {name} | " + " | ".join(f"{value:.1%}" for value in rows[-1]) + " |")
-        print("| mean | " + " | ".join(f"{value:.1%}" for value in np.mean(rows, axis=0)) + " |", flush=True)
+            pair = [(*entry[name].shares(number, tolerance), entry[name].valid) for entry in (free, asked)]
+            rows.append(pair)
+            print(f"| {name} | " + " | ".join(f"{a:.1%} → {b:.1%}" for a, b in zip(*pair, strict=True)) + " |")
+        mean = np.mean(rows, axis=0)
+        print("| mean | " + " | ".join(f"{a:.1%} → {b:.1%}" for a, b in zip(*mean, strict=True)) + " |", flush=True)
 
 
 def sampled_classes(
-    model: Model, samples: int, tolerances: list[float], options: dict[str, object], title: str
+    model: Model, samples: int, judge: Callable[[CrystalBatch], Judged], options: dict[str, object], title: str
 ) -> None:
     """Sample each crystal system."""
     template = model.template(samples)
-    free = Judged(model.draw(template, **options), tolerances)
+    free = judge(model.draw(template, **options))
     asked = {
-        name: Judged(model.draw(template, conditions={"crystal_system": name}, **options), tolerances)
-        for name in CRYSTAL_SYSTEMS
+        name: judge(model.draw(template, conditions={"crystal_system": name}, **options)) for name in CRYSTAL_SYSTEMS
     }
-    tables(title, asked, dict.fromkeys(CRYSTAL_SYSTEMS, free), tolerances)
+    tables(title, asked, dict.fromkeys(CRYSTAL_SYSTEMS, free), list(free.found))
 
 
-def reconstructed_classes(model: Model, crystals: CrystalBatch, tolerances: list[float]) -> None:
+def reconstructed_classes(model: Model, crystals: CrystalBatch, judge: Callable[[CrystalBatch], Judged]) -> None:
     """Decode crystals as each crystal system that they are not."""
     own = condition_values(crystals, ["crystal_system"])["crystal_system"]
     asked, free = {}, {}
     for number, name in enumerate(CRYSTAL_SYSTEMS):
         others = crystals[own != number]
-        asked[name] = Judged(model.module.reconstruct_crystals(others, conditions={"crystal_system": name}), tolerances)
-        free[name] = Judged(model.module.reconstruct_crystals(others), tolerances)
+        asked[name] = judge(model.module.reconstruct_crystals(others, conditions={"crystal_system": name}))
+        free[name] = judge(model.module.reconstruct_crystals(others))
     title = f"{len(crystals)} held-out crystals, decoded as a crystal system that is not their own"
-    tables(title, asked, free, tolerances)
+    tables(title, asked, free, list(free["cubic"].found))
 
 
 def sampled_number(model: Model, name: str, samples: int, options: dict[str, object]) -> None:
@@ -181,13 +203,14 @@ def _formula(fractions: Tensor) -> str:
     return Composition(shares).get_integer_formula_and_factor(max_denominator=64)[0]
 
 
-def held_out_crystals(data: str, canonical: bool, count: int, seed: int) -> CrystalBatch:
-    """Return a seeded choice of validation crystals."""
+def load_data(data: str, canonical: bool, count: int, seed: int) -> tuple[CrystalBatch, CrystalBatch]:
+    """Return the training crystals, and a seeded choice of validation crystals."""
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = hydra.compose("train_vae", [f"data={data}", f"data.canonical={canonical}", "output_dir=unused"])
-    crystals = build("data", config.data).dataset("val").crystals
-    chosen = torch.randperm(len(crystals), generator=torch.Generator().manual_seed(seed))[:count]
-    return crystals[chosen]
+    datamodule = build("data", config.data)
+    held_out = datamodule.dataset("val").crystals
+    chosen = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(seed))[:count]
+    return datamodule.dataset("train").crystals, held_out[chosen]
 
 
 def main() -> None:
@@ -202,22 +225,24 @@ def main() -> None:
     parser.add_argument("--reconstruct", type=int, default=200, help="how many of them")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    held_out = None
+    held_out, cells = None, None
     if arguments.data is not None:
-        held_out = held_out_crystals(arguments.data, arguments.canonical, arguments.reconstruct, arguments.seed)
+        train, held_out = load_data(arguments.data, arguments.canonical, arguments.reconstruct, arguments.seed)
+        cells = Cells(train)
+    judge = partial(Judged, tolerances=arguments.tolerance, cells=cells)
     model = Model(arguments.ckpt, arguments.seed, held_out)
     for scale in arguments.guidance or [None]:
         options: dict[str, object] = {} if scale is None else {"sampler": {"guidance_scale": scale}}
         title = f"{arguments.samples} samples of each" + ("" if scale is None else f", guidance scale {scale:g}")
         if "crystal_system" in model.names:
-            sampled_classes(model, arguments.samples, arguments.tolerance, options, title)
+            sampled_classes(model, arguments.samples, judge, options, title)
         for name in model.names:
             if name in NUMBERS:
                 sampled_number(model, name, arguments.samples, options)
             elif name in COMPUTED and held_out is not None:
                 sampled_elements(model, name, held_out, options)
     if held_out is not None and "crystal_system" in model.names and model.module.prior is None:
-        reconstructed_classes(model, held_out, arguments.tolerance)
+        reconstructed_classes(model, held_out, judge)
 
 
 if __name__ == "__main__":
