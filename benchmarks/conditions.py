@@ -33,6 +33,7 @@ from src.commands.template import proposes_elements, sample_template  # noqa: E4
 from src.data.batch import CrystalBatch  # noqa: E402
 from src.data.canonical import CRYSTAL_SYSTEMS, crystal_system  # noqa: E402
 from src.data.compositions import densities, element_fractions  # noqa: E402
+from src.evaluation.composition import check_compositions, reduced_compositions  # noqa: E402
 from src.evaluation.runner import Runner  # noqa: E402
 from src.evaluation.symmetry import find_space_groups  # noqa: E402
 from src.evaluation.validity import describe  # noqa: E402
@@ -82,6 +83,7 @@ class Judged:
         self.found = {value: (systems(crystals, value), cell_systems(crystals, value)) for value in tolerances}
         self.nearest = None if cells is None else cells.nearest(crystals)
         self.valid = float(describe(crystals)["valid"].mean())
+        self.neutral = float(np.mean([check.valid for check in check_compositions(reduced_compositions(crystals))]))
 
     def shares(self, number: int, tolerance: float) -> tuple[float, float, float]:
         """Return the share of crystals, of cells, and of nearest training cells in a crystal system."""
@@ -127,10 +129,13 @@ def tables(title: str, asked: dict[str, Judged], free: dict[str, Judged], tolera
     """Print the shares of each crystal system, asked for → not asked for."""
     for tolerance in tolerances:
         print(f"\n{title}; symmetry within {tolerance:g} Å; not asked → asked\n")
-        print("| asked | crystal | cell | nearest training cell | valid |\n|---|---|---|---|---|")
+        print(
+            "| asked | crystal | cell | nearest training cell | valid structure | valid composition |\n|" + "---|" * 6
+        )
         rows = []
         for number, name in enumerate(CRYSTAL_SYSTEMS):
-            pair = [(*entry[name].shares(number, tolerance), entry[name].valid) for entry in (free, asked)]
+            both = (free[name], asked[name])
+            pair = [(*entry.shares(number, tolerance), entry.valid, entry.neutral) for entry in both]
             rows.append(pair)
             print(f"| {name} | " + " | ".join(f"{a:.1%} → {b:.1%}" for a, b in zip(*pair, strict=True)) + " |")
         mean = np.mean(rows, axis=0)
