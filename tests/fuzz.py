@@ -50,7 +50,8 @@ def write_originals(folder: Path) -> None:
     from ase.db import connect
 
     from src.data.batch import CrystalBatch
-    from src.data.dataset import CrystalDataset, save_dataset
+    from src.data.dataset import CrystalDataset
+    from src.data.dataset_file import save_dataset
     from tests.published import PublishedVAE, save_published
     from tests.samples import random_crystals, rock_salt_and_friends, tiny_module
 

@@ -12,11 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from src.data import dataset as datasets
-from src.data.dataset import CrystalDataset, SkippedRow, cached, load_dataset, save_dataset
+from src.data import datamodule, dataset_file
+from src.data.batch import CrystalBatch
+from src.data.datamodule import CrystalDataModule
+from src.data.dataset import CrystalDataset, SkippedRow
+from src.data.dataset_file import StoredIds, cached, load_dataset, save_dataset, write_parts
 from src.data.readers import content_key
-from src.errors import DataError
+from src.data.sources import PrototypeSource
+from src.errors import ConfigError, DataError
 from tests.samples import assert_same_crystals, random_crystals
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -73,7 +78,7 @@ def test_nothing_is_left_behind_where_writing_fails(tmp_path: Path, monkeypatch:
         path.write_bytes(b"the disk is full after this")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(datasets, "save_file", fail)
+    monkeypatch.setattr(dataset_file, "save_file", fail)
     assert len(cached(tmp_path / "set.safetensors", some_crystals)) == 4  # the crystals are there all the same
     assert list(tmp_path.iterdir()) == []
 
@@ -96,7 +101,11 @@ def test_killed_while_building_the_cache_a_rerun_is_undisturbed(tmp_path: Path) 
     script = """
 import sys, time
 from pathlib import Path
-from src.data import dataset
+from safetensors.torch import save_file
+
+from src.data import datamodule, dataset_file
+from src.data.batch import CrystalBatch
+from src.data.datamodule import CrystalDataModule
 from tests.samples import random_crystals
 
 def stall(tensors, path):
@@ -104,8 +113,8 @@ def stall(tensors, path):
     print("writing", flush=True)
     time.sleep(60)
 
-dataset.save_file = stall
-dataset.cached(Path(sys.argv[1]), lambda: dataset.CrystalDataset(random_crystals(), ["a", "b", "c", "d"]))
+dataset_file.save_file = stall
+dataset_file.cached(Path(sys.argv[1]), lambda: dataset_file.CrystalDataset(random_crystals(), ["a", "b", "c", "d"]))
 """
     path = tmp_path / "set.safetensors"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -143,3 +152,91 @@ def test_forty_thousand_crystals_come_from_the_cache_in_under_a_second(tmp_path:
     start = time.process_time()
     assert len(cached(tmp_path / "set.safetensors", never)) == 44_476
     assert time.process_time() - start < 1.0
+
+
+def test_files_of_the_first_version_are_still_read(tmp_path: Path) -> None:
+    crystals, path = random_crystals(), tmp_path / "old.safetensors"
+    tensors = {"frac_coords": crystals.frac_coords, "lattices": crystals.lattices}
+    tensors |= {"atom_types": crystals.atom_types.byte(), "num_atoms": crystals.num_atoms.int()}
+    texts = {"ids": '["a", "b", "c", "d"]', "skipped": "[]"}
+    tensors |= {name: torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) for name, text in texts.items()}
+    save_file(tensors, path)
+    after = load_dataset(path)
+    assert_same_crystals(after.crystals, crystals, atol=0.0)
+    assert list(after.ids) == ["a", "b", "c", "d"]
+
+
+def test_stored_ids_are_a_sequence(tmp_path: Path) -> None:
+    save_dataset(some_crystals(), tmp_path / "set.safetensors")
+    ids, expected = load_dataset(tmp_path / "set.safetensors").ids, ["mp-1", "mp-2", "ü", "4"]
+    assert isinstance(ids, StoredIds)
+    assert list(ids) == ids[:] == expected
+    assert [ids[i] for i in range(-4, 4)] == 2 * expected
+    assert ids[1::2] == expected[1::2]
+    assert "mp-2" in ids
+    for beyond in (4, -5):
+        with pytest.raises(IndexError):
+            ids[beyond]
+
+
+def test_parts_written_one_by_one_are_the_same_file_as_all_at_once(tmp_path: Path) -> None:
+    parts = [
+        CrystalDataset(random_crystals((3, 1), seed=1), ["a", "bc"], [SkippedRow("3", "x", "bad")]),
+        CrystalDataset(random_crystals((2,), seed=2), ["ü"]),
+        CrystalDataset(random_crystals((5, 4), seed=3), ["", "e"], [SkippedRow("9", "y", "worse")]),
+    ]
+    assert write_parts(iter(parts), tmp_path / "deep" / "set.safetensors") == 5
+    after = load_dataset(tmp_path / "deep" / "set.safetensors")
+    assert_same_crystals(after.crystals, CrystalBatch.cat([part.crystals for part in parts]), atol=0.0)
+    assert torch.equal(
+        after.crystals.properties["energy"], torch.cat([part.crystals.properties["energy"] for part in parts])
+    )
+    assert list(after.ids) == ["a", "bc", "ü", "", "e"]
+    assert [row.reason for row in after.skipped] == ["bad", "worse"]
+    assert [entry.name for entry in (tmp_path / "deep").iterdir()] == ["set.safetensors"]
+
+
+def test_parts_that_cannot_be_joined_leave_nothing(tmp_path: Path) -> None:
+    other = CrystalDataset(random_crystals((2,)).replace(properties={}), ["x"])
+    for parts in ([some_crystals(), other], []):
+        with pytest.raises(ValueError, match="write_parts: expected"):
+            write_parts(iter(parts), tmp_path / "set.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loaded_set_shares_the_file_and_a_copy_in_memory_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "set.safetensors"
+    save_dataset(some_crystals(), path)
+    mapped = load_dataset(path)
+    copied = load_dataset(path).in_memory()
+    with path.open("r+b") as file:  # what lies in memory cannot change with the file
+        file.seek(8)
+        start = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+        file.seek(start)
+        file.write(b"\0" * (path.stat().st_size - start))
+    assert not any(getattr(mapped.crystals, name).any() for name in ("atom_types", "frac_coords", "lattices"))
+    assert_same_crystals(copied.crystals, some_crystals().crystals, atol=0.0)
+    assert copied.ids == ["mp-1", "mp-2", "ü", "4"]
+
+
+@pytest.mark.parametrize(
+    ("memory_map", "share", "mapped"), [(True, 1, True), (False, 0, False), ("auto", 0, True), ("auto", 1, False)]
+)
+def test_data_modules_map_what_is_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_map: bool | str, share: float, mapped: bool
+) -> None:
+    class Stored:
+        name = "stored"
+
+        def load(self, split: str) -> CrystalDataset:
+            return cached(tmp_path / f"{split}.safetensors", some_crystals)
+
+    monkeypatch.setattr(datamodule, "MAPPED_SHARE", share)
+    Stored().load("train")
+    module = CrystalDataModule(source=Stored(), batch_size=2, memory_map=memory_map)
+    assert isinstance(module.dataset("train").ids, StoredIds) is mapped
+
+
+def test_memory_map_knows_three_answers() -> None:
+    with pytest.raises(ConfigError, match=r"data\.memory_map: got 'maybe'; expected auto, true or false"):
+        CrystalDataModule(source=PrototypeSource(), batch_size=2, memory_map="maybe")

@@ -15,7 +15,8 @@ from ase.db import connect
 from pymatgen.core import Lattice, Structure
 
 from src.data.batch import CrystalBatch
-from src.data.dataset import CrystalDataset, save_dataset
+from src.data.dataset import CrystalDataset
+from src.data.dataset_file import save_dataset
 from src.errors import DataError
 from src.evaluation.inputs import CrystalSet, read_crystals
 

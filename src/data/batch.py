@@ -79,6 +79,12 @@ class CrystalBatch:
         """Device of the tensors."""
         return self.atom_types.device
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the tensors take."""
+        tensors = (self.atom_types, self.frac_coords, self.lattices, self.num_atoms, *self.properties.values())
+        return sum(tensor.nbytes for tensor in tensors)
+
     @cached_property
     def batch(self) -> Int[Tensor, "N"]:
         """Crystal index of each atom."""
@@ -152,15 +158,19 @@ class CrystalBatch:
         )
 
     def _resolve(self, index: int | np.integer | slice | Sequence[int] | np.ndarray | Tensor) -> Tensor:
-        positions = torch.arange(self.num_graphs, device=self.device)
+        count = self.num_graphs
         if isinstance(index, (int, np.integer)):
-            if not -self.num_graphs <= index < self.num_graphs:
-                raise IndexError(f"crystal {index} of a batch of {self.num_graphs}")
-            return positions[index].unsqueeze(0)
+            if not -count <= index < count:
+                raise IndexError(f"crystal {index} of a batch of {count}")
+            return torch.tensor([int(index) % count], device=self.device)
         if isinstance(index, slice):
-            return positions[index]
+            return torch.arange(*index.indices(count), device=self.device)
         chosen = torch.as_tensor(index, device=self.device)
-        return positions[chosen.reshape(-1).long() if chosen.numel() == 0 or chosen.ndim == 0 else chosen]
+        if chosen.dtype == torch.bool:
+            return torch.arange(count, device=self.device)[chosen]
+        numbers = chosen.reshape(-1).long() if chosen.numel() == 0 or chosen.ndim == 0 else chosen.long()
+        # Beyond either end is an index that no tensor has; work that grows with the data set would slow every batch.
+        return torch.where(numbers < 0, numbers + count, numbers).masked_fill(numbers < -count, count)
 
     @classmethod
     def cat(cls, batches: Iterable[CrystalBatch]) -> CrystalBatch:

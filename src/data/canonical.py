@@ -24,7 +24,8 @@ from torch import Tensor
 
 from src.data.batch import MAX_ATOMIC_NUMBER, CrystalBatch
 from src.data.cif import CrystalError, RawCrystal, check_coordinates, check_lattice, niggli_reduce
-from src.data.dataset import CrystalDataset, cached
+from src.data.dataset import CrystalDataset
+from src.data.dataset_file import cached
 from src.data.lattice import lattice_from_parameters, lattice_to_parameters
 from src.data.sources import Source, Split, cache_root
 from src.errors import ConfigError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import lightning as L
@@ -16,13 +17,17 @@ from src.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+MAPPED_SHARE = 0.1
+"""Share of the machine's memory from which on a data set stays in its file."""
+
 
 class CrystalDataModule(L.LightningDataModule):
     """Give the trainer batches of a source's crystals.
 
     `batch_size` counts crystals per process. `seed` decides order and noise (see `CrystalLoader`). `subset` takes only
     that many crystals of the training split, chosen by the seed, for trials. `canonical` gives every crystal its
-    canonical description (`src.data.canonical`), which priors are trained on.
+    canonical description (`src.data.canonical`), which priors are trained on. `memory_map` leaves crystals in their
+    file and reads what a batch asks for; "auto" does so from a tenth of the machine's memory on, else copies them.
     """
 
     def __init__(
@@ -34,13 +39,16 @@ class CrystalDataModule(L.LightningDataModule):
         seed: int = 0,
         subset: int | None = None,
         canonical: bool = False,
+        memory_map: bool | str = "auto",
     ) -> None:
         super().__init__()
+        if memory_map not in {True, False, "auto"}:
+            raise ConfigError(f"data.memory_map: got {memory_map!r}; expected auto, true or false")
         if subset is not None and subset < 1:
             raise ConfigError(f"data.subset: got {subset}; expected a number of crystals, or null for all")
         self.source: Source = CanonicalSource(source=source, cache_dir=_cache_dir(source)) if canonical else source
         self.seed, self.subset = seed, subset
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.batch_size, self.eval_batch_size, self.memory_map = batch_size, eval_batch_size, memory_map
         self._splits: dict[Split, CrystalDataset] = {}
 
     def prepare_data(self) -> None:
@@ -56,7 +64,7 @@ class CrystalDataModule(L.LightningDataModule):
     def dataset(self, split: Split) -> CrystalDataset:
         """Return a split, loaded on first use."""
         if split not in self._splits:
-            dataset = self.source.load(split)
+            dataset = self._placed(self.source.load(split))
             if split == "train" and self.subset is not None and self.subset < len(dataset):
                 generator = torch.Generator().manual_seed(self.seed)
                 dataset = dataset.subset(torch.randperm(len(dataset), generator=generator)[: self.subset])
@@ -65,6 +73,14 @@ class CrystalDataModule(L.LightningDataModule):
             )
             self._splits[split] = dataset
         return self._splits[split]
+
+    def _placed(self, dataset: CrystalDataset) -> CrystalDataset:
+        if self.memory_map == "auto":
+            memory = physical_memory()
+            mapped = memory is not None and dataset.crystals.num_bytes > MAPPED_SHARE * memory
+        else:
+            mapped = bool(self.memory_map)
+        return dataset if mapped else dataset.in_memory()
 
     def statistics(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of the training set."""
@@ -101,6 +117,14 @@ class CrystalDataModule(L.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
+
+
+def physical_memory() -> int | None:
+    """Return the machine's memory in bytes, None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def _cache_dir(source: Source) -> str | None:

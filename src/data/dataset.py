@@ -1,31 +1,27 @@
-"""A dataset: crystals as flat tensors with their ids, kept on disk as one safetensors file."""
+"""A dataset: crystals as flat tensors with their ids, put together from rows that may be bad."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from src.data.batch import CrystalBatch
 from src.data.cif import CrystalError, RawCrystal, check_crystal, niggli_reduce
 from src.data.lattice import lattice_from_parameters, lattice_to_parameters, wrap
-from src.data.output_dir import process_alive
 from src.errors import DataError
 
 log = logging.getLogger(__name__)
 
 READER_VERSION = 2
 """Part of every cache key: raise it whenever the same file would be read differently."""
+FIELDS = ("atom_types", "frac_coords", "lattices", "num_atoms")
+"""What a batch of crystals is made of, beside properties."""
 _LISTED = 10
 _CHUNK = 1024
 
@@ -59,6 +55,13 @@ class CrystalDataset:
         chosen = torch.as_tensor(indices)
         positions: list[int] = chosen.tolist()
         return CrystalDataset(self.crystals[chosen], [self.ids[i] for i in positions])
+
+    def in_memory(self) -> CrystalDataset:
+        """Return a copy that no file is needed for any more."""
+        crystals = self.crystals
+        properties = {name: values.clone() for name, values in crystals.properties.items()}
+        copies = {name: getattr(crystals, name).clone() for name in FIELDS}
+        return replace(self, crystals=CrystalBatch(**copies, properties=properties), ids=list(self.ids))
 
 
 def assemble(
@@ -140,78 +143,3 @@ def report_skipped(skipped: Sequence[SkippedRow], *, source: str, kept: int) -> 
     if len(skipped) > _LISTED:
         lines.append(f"  … and {len(skipped) - _LISTED} more")
     log.warning("%s: kept %d crystals, skipped %d:\n%s", source, kept, len(skipped), "\n".join(lines))
-
-
-# ---- cache ----------------------------------------------------------------------------------------------------------
-
-
-def save_dataset(dataset: CrystalDataset, path: Path) -> None:
-    """Write a dataset under a temporary name and rename it, so that a reader sees all of it or nothing."""
-    crystals = dataset.crystals
-    tensors = {
-        "atom_types": crystals.atom_types.to(torch.uint8),
-        "frac_coords": crystals.frac_coords,
-        "lattices": crystals.lattices,
-        "num_atoms": crystals.num_atoms.to(torch.int32),
-        "ids": _to_bytes(list(dataset.ids)),
-        "skipped": _to_bytes([[entry.row, entry.crystal_id, entry.reason] for entry in dataset.skipped]),
-        **{f"properties/{name}": value for name, value in crystals.properties.items()},
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def load_dataset(path: Path) -> CrystalDataset:
-    """Read a dataset written by `save_dataset`, memory-mapped where its types allow; `DataError` if it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        crystals = CrystalBatch(
-            atom_types=tensors["atom_types"].long(),
-            frac_coords=tensors["frac_coords"],
-            lattices=tensors["lattices"],
-            num_atoms=tensors["num_atoms"].long(),
-            properties={k.removeprefix("properties/"): v for k, v in tensors.items() if k.startswith("properties/")},
-        )
-        skipped = [SkippedRow(*entry) for entry in _from_bytes(tensors["skipped"])]
-        return CrystalDataset(crystals, _from_bytes(tensors["ids"]), skipped)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: damaged dataset cache ({reason}); delete the file and run again") from error
-
-
-def cached(path: Path, build: Callable[[], CrystalDataset]) -> CrystalDataset:
-    """Return the dataset at `path`, building and writing it first where it is missing or damaged."""
-    if path.is_file():
-        try:
-            return load_dataset(path)
-        except DataError as error:
-            log.warning("%s; building it again", error)
-    remove_stale_partials(path)
-    dataset = build()
-    try:
-        save_dataset(dataset, path)
-    except OSError as error:
-        log.warning("could not keep the dataset cache at %s (%s); it will be built again next time", path, error)
-    return dataset
-
-
-def remove_stale_partials(path: Path) -> None:
-    """Delete what killed runs left beside `path` under a temporary name."""
-    for partial in path.parent.glob(f".{path.name}.*.tmp"):
-        pid = partial.name.removesuffix(".tmp").rpartition(".")[2]
-        if pid.isdigit() and not process_alive(int(pid)):
-            partial.unlink(missing_ok=True)
-
-
-def _to_bytes(value: object) -> Tensor:
-    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-
-
-def _from_bytes(tensor: Tensor) -> list:
-    return json.loads(tensor.numpy().tobytes())

@@ -10,7 +10,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
-from src.data.dataset import READER_VERSION, CrystalDataset, cached, load_dataset
+from src.data.dataset import READER_VERSION, CrystalDataset
+from src.data.dataset_file import cached, load_dataset
 from src.data.readers import TABLE_SUFFIXES, content_key, read_ase, read_cif_folder, read_table
 from src.errors import ConfigError, DataError
 
@@ -198,7 +199,7 @@ class PrototypeSource:
         return cached(paths[split], lambda: self._build(paths, split))
 
     def _build(self, paths: dict[Split, Path], split: Split) -> CrystalDataset:
-        from src.data.dataset import save_dataset
+        from src.data.dataset_file import save_dataset
         from src.data.prototypes import build_prototypes
 
         log.info("growing %d crystals from the AFLOW prototypes", self.num_crystals)

@@ -16,7 +16,8 @@ import numpy as np
 
 from src.data.batch import CrystalBatch
 from src.data.cif import CrystalError, RawCrystal, check_crystal, parse_cif
-from src.data.dataset import CrystalDataset, load_dataset
+from src.data.dataset import CrystalDataset
+from src.data.dataset_file import load_dataset
 from src.data.readers import TABLE_SUFFIXES, Row, ase_rows, cif_rows, table_rows
 from src.errors import DataError
 
