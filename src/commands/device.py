@@ -7,8 +7,13 @@ import torch
 from src.errors import ConfigError
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" takes CUDA, then Apple's MPS, then the CPU."""
+def choose_device(name: str, *, local_rank: int = 0) -> torch.device:
+    """Return the device called `name`; "auto" takes CUDA, then Apple's MPS, then the CPU.
+
+    Of several processes on a machine, `local_rank` counts them; "auto" and "cuda" give each a GPU while there are some.
+    """
+    if name in {"auto", "cuda"} and local_rank and torch.cuda.is_available():
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from src.commands import arguments
 from src.commands.device import choose_device
+from src.commands.ranks import Ranks, joined_processes
 from src.commands.sampling import elements_needed, sample_all, sampling_options
 from src.commands.template import sample_template
 from src.data.writers import FORMATS, write_crystals
@@ -25,7 +26,15 @@ log = logging.getLogger(__name__)
 
 
 def sample(config: DictConfig) -> str:
-    """Sample as `config` says; returns what to tell the user at the end."""
+    """Sample as `config` says; returns what to tell the user at the end.
+
+    Processes that torchrun started share the work; the main one writes.
+    """
+    with joined_processes() as ranks:
+        return _sample(config, ranks)
+
+
+def _sample(config: DictConfig, ranks: Ranks) -> str:
     from src.data.output_dir import check_output_dir
 
     count = arguments.positive("num_samples", config.num_samples)
@@ -35,7 +44,7 @@ def sample(config: DictConfig) -> str:
     output_dir = arguments.path("output_dir", config.output_dir)
     ckpt_path = arguments.path("ckpt_path", config.ckpt_path)
     check_output_dir(output_dir, overwrite=config.overwrite)
-    device = choose_device(config.device)
+    device = choose_device(config.device, local_rank=ranks.local_rank)
     module = VAEModule.load_from_checkpoint(checkpoints.find(ckpt_path), map_location=device)
     generator = torch.Generator().manual_seed(seed)
     options = sampling_options(module, config)
@@ -49,8 +58,10 @@ def sample(config: DictConfig) -> str:
         elements=elements_needed(module, options),
     )
     started = time.perf_counter()
-    crystals = sample_all(module, template, batch_size, generator, options)
+    crystals = sample_all(module, template, batch_size, generator, options, ranks=ranks)
     seconds = time.perf_counter() - started
+    if not ranks.main:
+        return ""
     facts = describe(crystals)
     latents = module.vae.bottleneck.own_prior if module.prior is None else "learned prior"
     info = {
@@ -62,6 +73,7 @@ def sample(config: DictConfig) -> str:
         "batch_size": batch_size,
         "seconds": round(seconds, 3),
         "device": str(device),
+        "processes": ranks.world_size,
         "versions": package_versions(),
     }
     write_crystals(crystals, output_dir, table=facts, formats=formats, overwrite=config.overwrite, info=info)

@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from src.commands import arguments
+from src.commands.ranks import ALONE, Ranks
 from src.data.batch import CrystalBatch
 from src.errors import ConfigError
+from src.prior_module.sampling import batches_by_size
 from src.vae_module.build import to_plain
 from src.vae_module.vae_module import VAEModule
 
@@ -67,26 +69,41 @@ def _mapping(key: str, value: object) -> dict[str, Any]:
 
 
 def sample_all(
-    module: VAEModule, template: CrystalBatch, batch_size: int, generator: torch.Generator, options: Mapping[str, Any]
+    module: VAEModule,
+    template: CrystalBatch,
+    batch_size: int,
+    generator: torch.Generator,
+    options: Mapping[str, Any],
+    *,
+    ranks: Ranks = ALONE,
 ) -> CrystalBatch:
-    """Sample what `template` asks for, `batch_size` crystals at a time, with a progress bar."""
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("sampling", total=len(template))
-        if module.prior is not None:
+    """Sample what `template` asks for, `batch_size` crystals at a time, with a progress bar.
 
-            def advance(done: int) -> None:
-                progress.advance(task, done)
-
-            return module.sample_crystals(
-                template, generator=generator, batch_size=batch_size, advance=advance, **options
-            ).to("cpu")
-        parts: list[CrystalBatch] = []
-        options = dict(options)
+    Of several processes each does some of the batches, the main one gets all crystals in the order of `template`, the
+    others none. The crystals are those of one process: each batch has random numbers of its own.
+    """
+    options = dict(options)
+    if module.prior is None:
         if conditions := options.pop("conditions", None):
             template = module.condition.asked(template, conditions)
-        for start in range(0, len(template), batch_size):
-            part = module.sample_crystals(template[start : start + batch_size], generator=generator, **options)
-            parts.append(part.to("cpu"))
-            progress.advance(task, len(part))
-        return CrystalBatch.cat(parts)
+        jobs = [(rows, generator) for rows in torch.arange(len(template)).split(batch_size)]
+    else:
+        jobs = batches_by_size(template.num_atoms, batch_size, generator)
+    parts: list[tuple[int, CrystalBatch]] = []
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not ranks.main) as progress:
+        total = sum(len(rows) for number, (rows, _) in enumerate(jobs) if ranks.mine(number))
+        task = progress.add_task("sampling", total=total)
+        for number, (rows, own) in enumerate(jobs):
+            part = template[rows]
+            if ranks.mine(number):
+                size = {} if module.prior is None else {"batch_size": len(rows)}
+                parts.append((number, module.sample_crystals(part, generator=own, **size, **options).to("cpu")))
+                progress.advance(task, len(rows))
+            elif module.prior is None:  # one stream of random numbers for all batches: pass over those of the others
+                module.vae.bottleneck.draw(part.to(module.device), temperature=options["temperature"], generator=own)
+    found = dict(ranks.collect(parts))
+    if not found:
+        return CrystalBatch.empty([])
+    order = torch.cat([rows for rows, _ in jobs])
+    return CrystalBatch.cat(found[number] for number in range(len(jobs)))[order.argsort()]

@@ -152,7 +152,7 @@ class _Column:
         self.file, self.dtype, self.shape, self.rows = file, like.dtype, tuple(like.shape[1:]), 0
 
     def add(self, rows: Tensor) -> None:
-        self.file.write(memoryview(rows.contiguous().numpy()).cast("B"))
+        self.file.write(rows.contiguous().numpy().tobytes())
         self.rows += len(rows)
 
 

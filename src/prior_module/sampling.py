@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from src.data.batch import CrystalBatch
@@ -41,9 +41,9 @@ def sample_from_prior(
     """Draw crystals with the atom counts, and the elements where they are not 0, of `template`, in its order.
 
     `chemical_system` lists the only atomic numbers that may appear, all of which do unless `subsystems` (where the VAE
-    decodes elements itself, they need not). Crystals are drawn in batches of similar size; the result depends on the
-    generator's seed and on `batch_size`, not on the device where the generator is on the CPU. `advance` is told how
-    many crystals are done after each batch.
+    decodes elements itself, they need not). Crystals are drawn in batches of similar size, each with random numbers of
+    its own; the result depends on the generator's seed and on `batch_size`, not on the device where the generator is on
+    the CPU. `advance` is told how many crystals are done after each batch.
 
     Raises `ConfigError` for elements that the kind of model or `chemical_system` does not allow.
     """
@@ -53,14 +53,14 @@ def sample_from_prior(
     if bool(unknown.any()) and not bool(unknown.all()):
         raise ConfigError("composition: some atoms have element 0; expected elements for all atoms, or for none")
     device = prior.latent_mean.device
-    by_size = template.num_atoms.argsort(stable=True)
+    jobs = batches_by_size(template.num_atoms, batch_size, generator)
     parts = []
-    for rows in by_size.split(batch_size):
+    for rows, own in jobs:
         part = template[rows].to(device)
         asked = {name: given[rows.to(given.device)].to(device) for name, given in values.items()}
-        part, restore = _with_elements(prior, part, asked, options, generator, chemical_system, subsystems)
+        part, restore = _with_elements(prior, part, asked, options, own, chemical_system, subsystems)
 
-        draw = partial(_normal, part.num_nodes, prior.latent_dim, generator, device)
+        draw = partial(_normal, part.num_nodes, prior.latent_dim, own, device)
         latents = prior.sample_latents(part, asked, options=options, noise=draw)
         decoded = vae.decode(latents, part)
         if chemical_system is not None and decoded.atom_logits is not None:
@@ -74,7 +74,23 @@ def sample_from_prior(
             )
         parts.append(crystals.to("cpu"))
         advance(len(part))
-    return CrystalBatch.cat(parts)[by_size.argsort()].to(template.device)
+    order = torch.cat([rows for rows, _ in jobs])
+    return CrystalBatch.cat(parts)[order.argsort().cpu()].to(template.device)
+
+
+def batches_by_size(
+    num_atoms: Int[Tensor, "B"], batch_size: int, generator: torch.Generator
+) -> list[tuple[Int[Tensor, "b"], torch.Generator]]:
+    """Return batches of crystals of similar size, and for each its own generator, so that they can be drawn anywhere.
+
+    One batch takes the generator as it is: drawing several one by one gives what drawing them together does.
+    """
+    rows = num_atoms.argsort(stable=True).split(batch_size)
+    if len(rows) == 1:
+        return [(rows[0], generator)]
+    seeds = torch.randint(2**62, (len(rows),), generator=generator, device=generator.device).tolist()
+    own = [torch.Generator(generator.device).manual_seed(seed) for seed in seeds]
+    return list(zip(rows, own, strict=True))
 
 
 def _normal(atoms: int, latent_dim: int, generator: torch.Generator, device: torch.device) -> Float[Tensor, "N L"]:
