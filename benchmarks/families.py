@@ -154,6 +154,7 @@ def train(config: DictConfig, steps: int, result: Result, *, crystals: int, seed
     trainer: L.Trainer = build(
         "trainer",
         config.trainer,
+        precision="32-true",
         max_steps=steps,
         max_epochs=-1,
         limit_val_batches=0,

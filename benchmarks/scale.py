@@ -97,17 +97,18 @@ def measure(path: Path, options: argparse.Namespace) -> dict[str, float]:
     loader = iter(CrystalLoader(crystals, batch_size=BATCH_SIZE, shuffle=True))
     next(loader)
     first = time.perf_counter() - start
-    peak, taken, start = 0, 0, time.perf_counter()
+    peak, taken, start, cpu = 0, 0, time.perf_counter(), time.process_time()
     for number, batch in zip(range(options.batches), loader, strict=False):
         taken += len(batch.crystals)
         assert len(dataset.ids[int(batch.indices[0])])
         if number % 50 == 0:
             peak = max(peak, memory()["RssAnon"])
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     after = memory()
     return {
         "first_batch_s": round(first, 3),
         "us_per_crystal": round(1e6 * seconds / max(taken, 1), 2),
+        "cpu_us_per_crystal": round(1e6 * cpu / max(taken, 1), 2),
         "own_mib": round((max(peak, after["RssAnon"]) - before) / 2**10, 1),
         "own_bytes_per_crystal": round(1024 * (max(peak, after["RssAnon"]) - before) / len(dataset), 1),
         "file_pages_mib": round(after["RssFile"] / 2**10),

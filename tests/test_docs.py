@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
+from src.commands.precision import choose_precision
 from src.data.augmentation import InputNoise
 from src.data.batch import CrystalBatch
 from src.data.loader import CrystalLoader
@@ -269,6 +270,7 @@ def test_experiments_compose_and_build(experiment: str, tmp_path: Path):
     assert datamodule.source.name == experiment.partition("/")[0]
     for entry in config.callbacks.values():
         build("callbacks", entry)
+    config.trainer.precision = choose_precision(config.trainer.precision, module, "cpu")
     trainer = build("trainer", config.trainer, logger=False, enable_checkpointing=False, default_root_dir=str(tmp_path))
     assert trainer.max_epochs == config.trainer.max_epochs
 
@@ -285,6 +287,7 @@ def test_experiments_of_priors_compose_and_build(experiment: str, tmp_path: Path
     assert build("data", config.data).source.name == experiment.partition("/")[0]
     for entry in config.callbacks.values():
         build("callbacks", entry)
+    config.trainer.precision = choose_precision(config.trainer.precision, module, "cpu")
     trainer = build("trainer", config.trainer, logger=False, enable_checkpointing=False, default_root_dir=str(tmp_path))
     assert trainer.max_epochs == config.trainer.max_epochs
 

@@ -19,11 +19,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from src.commands.cli import is_main_process
+from src.commands.precision import choose_precision
 from src.errors import CheckpointError, ConfigError, OutputError
+from src.prior_module.denoiser import ModulatedLayer
 from src.vae_module import checkpoint as checkpoints
 from src.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK
 from src.vae_module.build import build
 from src.vae_module.conditioning import matching_names
+from src.vae_module.transformer import TransformerLayer
 from src.vae_module.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
@@ -58,11 +61,13 @@ def run_training(
     OmegaConf.resolve(config)
     output_dir = Path(config.output_dir).absolute()
     L.seed_everything(config.seed, workers=True, verbose=False)
-    if config.trainer.precision == "32-true" and torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")
-
     datamodule = build("data", config.data)
     module = start()
+    config.trainer.precision = choose_precision(config.trainer.precision, module, config.trainer.accelerator)
+    if config.trainer.precision == "32-true" and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    if config.compile:
+        compile_layers(module)
     if resume is not None:
         _check_same_model(module, resume, kind, model_keys)
     datamodule.prepare_data()  # a data set that is not there is said before a run folder exists
@@ -85,6 +90,15 @@ def run_training(
             if status == "interrupted":  # Lightning ends the process here
                 log.warning("%s", _farewell(output_dir, trainer, status, kind))
     return _farewell(output_dir, trainer, status, kind)
+
+
+def compile_layers(module: L.LightningModule, *, backend: str = "inductor") -> None:
+    """Compile each transformer layer, for any number of atoms; weights keep their names."""
+    layers = [layer for layer in module.modules() if isinstance(layer, (TransformerLayer, ModulatedLayer))]
+    if not layers:
+        raise ConfigError("compile: got true, but this model has no transformer layers to compile; set compile=false")
+    for layer in layers:
+        layer.compile(dynamic=True, backend=backend)
 
 
 def _status(error: BaseException | None) -> str:
