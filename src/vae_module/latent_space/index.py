@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from src.data.batch import CrystalBatch
-from src.data.dataset import CrystalDataset, remove_stale_partials
+from src.data.dataset import CrystalDataset
+from src.data.dataset_file import remove_stale_partials
 from src.errors import ConfigError
 from src.vae_module.checks import check_count
 from src.vae_module.latent_space.embedding import embed
