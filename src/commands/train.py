@@ -21,7 +21,6 @@ from omegaconf import DictConfig, OmegaConf
 from src.commands.cli import is_main_process
 from src.commands.precision import choose_precision
 from src.errors import CheckpointError, ConfigError, OutputError
-from src.prior_module.denoiser import ModulatedLayer
 from src.vae_module import checkpoint as checkpoints
 from src.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK
 from src.vae_module.build import build
@@ -66,7 +65,7 @@ def run_training(
     config.trainer.precision = choose_precision(config.trainer.precision, module, config.trainer.accelerator)
     if config.trainer.precision == "32-true" and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
-    if config.compile:
+    if config.get("compile"):
         compile_layers(module)
     if resume is not None:
         _check_same_model(module, resume, kind, model_keys)
@@ -94,7 +93,7 @@ def run_training(
 
 def compile_layers(module: L.LightningModule, *, backend: str = "inductor") -> None:
     """Compile each transformer layer, for any number of atoms; weights keep their names."""
-    layers = [layer for layer in module.modules() if isinstance(layer, (TransformerLayer, ModulatedLayer))]
+    layers = [layer for layer in module.modules() if isinstance(layer, TransformerLayer)]
     if not layers:
         raise ConfigError("compile: got true, but this model has no transformer layers to compile; set compile=false")
     for layer in layers:
