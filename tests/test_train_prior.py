@@ -134,6 +134,42 @@ def test_valid_unique_novel_is_logged_and_chooses_the_checkpoint(run: Path):
     assert "val/vun_contacts" in json.loads((run / "run.json").read_text())["metrics"]
 
 
+@pytest.mark.parametrize("part", ["flow", "composition"])
+def test_one_part_is_trained_and_the_other_stays(part: str, run: Path, folder: Path, options: list[str]):
+    before, target = weights(run / "checkpoints" / "last.ckpt"), folder / f"only_{part}"
+    more = ["trainer.max_epochs=1", "callbacks.generation=null", "callbacks.checkpoint.monitor=val/loss"]
+    start = f"ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    train(options, *more, start, f"prior_module.trained=[{part}]", f"output_dir={target}")
+    after = weights(target / "checkpoints" / "last.ckpt")
+    parameters = [
+        name for name, _ in LatentPrior.load_from_checkpoint(run / "checkpoints/last.ckpt").named_parameters()
+    ]
+    of_composition = ("vae_module.prior.composition.", "vae_module.prior.composition_conditions.")
+    for name in parameters:
+        learns = ("composition" if name.startswith(of_composition) else "flow") == part
+        if name.startswith("vae_module.vae.") or not learns:
+            assert torch.equal(after[name], before[name]), name
+    changed = {name for name in parameters if not torch.equal(after[name], before[name])}
+    assert len(changed) > 10
+    losses = {name: list(metrics(target, f"val/{name}").values()) for name in ("loss", "flow_loss", "composition_nll")}
+    scale = 1.0 if part == "flow" else 0.1
+    assert losses["loss"] == pytest.approx(
+        [scale * x for x in losses["flow_loss" if part == "flow" else "composition_nll"]]
+    )
+
+
+@pytest.mark.parametrize("parts", ["[]", "[latents]", "flow"])
+def test_parts_that_do_not_exist_are_refused(parts: str, folder: Path, options: list[str]):
+    with pytest.raises(ConfigError, match=r"prior_module\.trained.*flow, composition"):
+        train(options, f"prior_module.trained={parts}", f"output_dir={folder / 'never'}")
+
+
+def test_a_composition_model_that_is_not_there_cannot_be_trained(folder: Path, options: list[str]):
+    more = ["prior_module.prior.composition=null", "prior_module.trained=[composition]"]
+    with pytest.raises(ConfigError, match="has no composition model"):
+        train(options, *more, f"output_dir={folder / 'never'}")
+
+
 def test_monitor_measures_what_the_seeded_samples_are_worth(run: Path, table: Path):  # noqa: F811
     """The number logged last can be had again from the checkpoint: same seed, same samples."""
     from src.data.batch import CrystalBatch

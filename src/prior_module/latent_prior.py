@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -29,6 +29,7 @@ from src.vae_module.vae_module import VAEModule
 log = logging.getLogger(__name__)
 
 Latents = Literal["sample", "mean"]
+Part = Literal["flow", "composition"]
 
 
 class LatentPrior(L.LightningModule):
@@ -38,7 +39,8 @@ class LatentPrior(L.LightningModule):
     its checkpoint); `prior` with a `_target_`, see `LatentFlow`; `latents`, whether training sees draws from the
     posterior or its mean; `time` {mean, std} of the logit-normal distribution of times; `condition_dropout` {all,
     each}; `self_condition_probability`; `composition_weight`, nats of the composition model against the flow's loss;
-    `optimizer` and `scheduler` as for `VAEModule`.
+    `trained`, which of flow and composition model learn, the other staying as it is; `optimizer` and `scheduler` as for
+    `VAEModule`.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class LatentPrior(L.LightningModule):
         condition_dropout: Mapping[str, float] | None = None,
         self_condition_probability: float = 0.5,
         composition_weight: float = 0.1,
+        trained: Sequence[str] = ("flow", "composition"),
         optimizer: Mapping[str, Any] | None = None,
         scheduler: Mapping[str, Any] | None = None,
     ) -> None:
@@ -75,6 +78,7 @@ class LatentPrior(L.LightningModule):
         if not composition_weight >= 0:
             raise ConfigError(f"prior_module.composition_weight: got {composition_weight}; expected at least 0")
         self.self_condition_probability, self.composition_weight = self_condition_probability, composition_weight
+        self.trained = self._check_trained(self.config["trained"])
 
     @property
     def prior(self) -> LatentFlow:
@@ -92,8 +96,28 @@ class LatentPrior(L.LightningModule):
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
+    def _check_trained(self, parts: Sequence[str]) -> set[str]:
+        """Return which parts learn, after taking gradients from the others."""
+        found = set(parts)
+        if not found or not found <= set(get_args(Part)) or isinstance(parts, str):
+            raise ConfigError(f"prior_module.trained: got {parts}; expected some of {', '.join(get_args(Part))}")
+        if self.prior.composition is None:
+            if "flow" not in found:
+                raise ConfigError(
+                    "prior_module.trained: this prior has no composition model that could be trained alone"
+                )
+            found = {"flow"}
+        for name, parameter in self.prior.named_parameters():
+            part = "composition" if name.startswith(("composition.", "composition_conditions.")) else "flow"
+            if part not in found:
+                parameter.requires_grad_(requires_grad=False)
+        return found
+
     def losses(self, batch: TrainingBatch, *, training: bool) -> dict[str, Tensor]:
-        """Return the weighted `loss` and its parts; validation draws the same noise every time."""
+        """Return the weighted `loss` and its parts; validation draws the same noise every time.
+
+        The loss is of what is `trained`; in validation the other part is measured as well.
+        """
         crystals, generator = batch.crystals, batch.generator()
         device, prior = crystals.device, self.prior
 
@@ -108,16 +132,19 @@ class LatentPrior(L.LightningModule):
         again = float(torch.rand(1, generator=generator, device=device)) < self.self_condition_probability
         if training:
             values = self._dropped(values, batch.per_crystal(uniform))
-        with torch.no_grad():
-            posterior = self.vae_module.vae.encode(crystals)
-            exact = self.config["latents"] == "mean" or not training
-            latents = posterior.mode() if exact else posterior.reparameterize(posterior_noise)
-        draws = PriorNoise(noise=noise, time=batch.per_crystal(times), self_condition=again or not training)
-        flow = prior.flow_loss(latents, crystals, values, draws).sum() / batch.mean_atoms
-        parts = {"flow_loss": flow}
-        if prior.composition is not None:
+        parts, loss = {}, normal(1).new_zeros(())
+        if "flow" in self.trained or not training:
+            with torch.no_grad():
+                posterior = self.vae_module.vae.encode(crystals)
+                exact = self.config["latents"] == "mean" or not training
+                latents = posterior.mode() if exact else posterior.reparameterize(posterior_noise)
+            draws = PriorNoise(noise=noise, time=batch.per_crystal(times), self_condition=again or not training)
+            parts["flow_loss"] = prior.flow_loss(latents, crystals, values, draws).sum() / batch.mean_atoms
+            loss = loss + ("flow" in self.trained) * parts["flow_loss"]
+        if prior.composition is not None and ("composition" in self.trained or not training):
             parts["composition_nll"] = prior.composition_loss(crystals, values).sum() / batch.mean_crystals
-        return {"loss": flow + self.composition_weight * parts.get("composition_nll", flow.new_zeros(())), **parts}
+            loss = loss + ("composition" in self.trained) * self.composition_weight * parts["composition_nll"]
+        return {"loss": loss, **parts}
 
     def _dropped(self, values: Values, uniform: Tensor) -> Values:
         shares = self.condition_dropout
@@ -180,7 +207,9 @@ class LatentPrior(L.LightningModule):
         """Build the optimiser over the prior's parameters, and the learning-rate schedule."""
         if self.config["optimizer"] is None:
             raise ConfigError("prior_module.optimizer: got null; training needs one, for example torch.optim.AdamW")
-        optimizer = build("optimizer", self.config["optimizer"], params=list(self.prior.parameters()))
+        optimizer = build(
+            "optimizer", self.config["optimizer"], params=[p for p in self.prior.parameters() if p.requires_grad]
+        )
         optimizer._step_supports_amp_scaling = False
         if self.config["scheduler"] is None:
             return optimizer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,12 +26,13 @@ class MuonAdamW(torch.optim.Optimizer):
         *,
         lr: float = 2.0e-3,
         weight_decay: float = 0.05,
-        betas: tuple[float, float] = (0.9, 0.99),
+        betas: Sequence[float] = (0.9, 0.99),
         momentum: float = 0.95,
         ns_steps: int = 5,
         min_side: int = 128,
     ) -> None:
         parameters = list(params)
+        first, second = betas
         hidden = [p for p in parameters if p.ndim == 2 and min(p.shape) >= min_side]
         others = [p for p in parameters if not (p.ndim == 2 and min(p.shape) >= min_side)]
         self._parts: list[torch.optim.Optimizer] = []
@@ -41,7 +42,9 @@ class MuonAdamW(torch.optim.Optimizer):
             self._parts.append(torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, **options))
         if others:
             fused = all(p.is_floating_point() for p in others)
-            self._parts.append(torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, betas=betas, fused=fused))
+            self._parts.append(
+                torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, betas=(first, second), fused=fused)
+            )
         self.param_groups = [group for part in self._parts for group in part.param_groups]
 
     @torch.no_grad()
