@@ -95,7 +95,7 @@ def test_relative_links_lead_somewhere(page: Path):
 
 
 def test_every_page_is_on_the_map():
-    linked = set(re.findall(r"\]\(([\w.]+\.md)\)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
+    linked = set(re.findall(r"\]\(([\w.-]+\.md)\)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
     assert {page.name for page in PAGES} - {"index.md"} <= linked
 
 
@@ -138,7 +138,7 @@ OBJECTIVES = [
 PRIOR = "prior_module/prior_module.yaml"
 WHOLE = [
     *("vae_module/vae_module.yaml", PRIOR, "sample.yaml", "evaluate.yaml", "train_vae.yaml", "train_prior.yaml"),
-    "cluster.yaml",
+    *("cluster.yaml", "latent.yaml", "train_predictor.yaml", "predictor/predictor.yaml"),
 ]
 TABULATED = [
     *(*FAMILIES, *OBJECTIVES, *BOTTLENECKS, *OPTIMIZERS, *WHOLE),
@@ -189,7 +189,7 @@ def own_parts() -> Iterator[Any]:
         for variable in ("CACHE_DIR", "MP20_DIR", "PEROV_5_DIR", "CARBON_24_DIR", "MPTS_52_DIR"):
             patch.delenv(f"CRYSTALVAE_{variable}", raising=False)
         families = (CONFIGS / name for name in [*FAMILIES, *OBJECTIVES, *BOTTLENECKS, *OPTIMIZERS])
-        wholes = (CONFIGS / name for name in ("vae_module/vae_module.yaml", PRIOR))
+        wholes = (CONFIGS / name for name in ("vae_module/vae_module.yaml", PRIOR, "predictor/predictor.yaml"))
         for path in (*wholes, *families, *sorted((CONFIGS / "data").glob("*.yaml"))):
             group = path.parent.name
             whole: Any = OmegaConf.to_container(OmegaConf.create({group: OmegaConf.load(path)}), resolve=True)
@@ -339,7 +339,8 @@ def test_every_data_set_is_in_the_documentation():
 # ---- command lines and signatures -----------------------------------------------------------------------------------
 
 
-COMMANDS = {name: name for name in ("train_vae", "train_prior", "sample", "evaluate", "cluster")}
+COMMANDS = {name: name for name in ("train_vae", "train_prior", "sample", "evaluate", "cluster", "latent")}
+COMMANDS |= {"train_predictor": "train_predictor", "train-predictor": "train_predictor"}
 COMMANDS |= {"train": "train_vae", "train-prior": "train_prior"}
 COMMAND = re.compile(rf"(?:src/|crystalvae-)({'|'.join(COMMANDS)})(?:\.py)?(?=\s|$)")
 

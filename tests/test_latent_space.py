@@ -246,7 +246,6 @@ LEVELS = {"_target_": "src.vae_module.bottlenecks.hierarchical.HierarchicalBottl
 
 @pytest.mark.parametrize("operation", ["interpolate", "latent_traversal"])
 def test_codes_cannot_be_walked(operation: str):
-    pytest.importorskip("src.vae_module.bottlenecks.vq")
     module = tiny_module(bottleneck=VQ)
     a, b = pair()
     with pytest.raises(ConfigError, match=rf"{operation}: needs a Gaussian latent .* gives a QuantizedPosterior"):
@@ -256,7 +255,6 @@ def test_codes_cannot_be_walked(operation: str):
 
 
 def test_hierarchical_latents_are_walked_level_by_level():
-    pytest.importorskip("src.vae_module.bottlenecks.hierarchical")
     module = tiny_module(bottleneck=LEVELS)
     a, b = pair()
     path = module.interpolate(a, b, 3)

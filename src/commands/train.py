@@ -208,9 +208,10 @@ def _farewell(output_dir: Path, trainer: L.Trainer, status: str, kind: str) -> s
         lines.append(f"checkpoint:  {best}")
         if kind == "vae":
             lines.append(f"reconstruct: crystalvae-evaluate ckpt_path={best} split=val{_data_options()}")
-        lines += [
-            f"sample:      crystalvae-sample ckpt_path={best} num_samples=100 output_dir=samples",
-        ]
+        if kind == "predictor":
+            lines.append(f"search:      crystalvae-latent operation=search ckpt_path={best} search.target=…")
+        else:
+            lines.append(f"sample:      crystalvae-sample ckpt_path={best} num_samples=100 output_dir=samples")
     return "\n".join(lines)
 
 

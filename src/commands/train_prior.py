@@ -31,7 +31,7 @@ def train_prior(config: DictConfig) -> str:
             path = checkpoints.find(Path(config.ckpt_path))
             content = checkpoints.read(path, plain_data_only=True)
             meta = checkpoints.check_metadata(content, "prior")
-            _, weights = checkpoints.vae_of_prior(meta["config"], content["state_dict"])
+            _, weights = checkpoints.vae_within("prior", meta["config"], content["state_dict"])
             prefix = "prior."  # the VAE stays that of vae_ckpt_path
             own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
             checkpoints.load_weights(module.prior, own)

@@ -279,13 +279,22 @@ def load_shared_weights(module: nn.Module, state_dict: Mapping[str, Tensor]) -> 
     return sorted(set(own) - set(shared)), sorted(set(state_dict) - set(shared))
 
 
-def vae_of_prior(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return config and weights of the `VAEModule`, its prior included, that a prior's checkpoint holds."""
-    if not isinstance(config.get("vae"), dict) or not isinstance(config.get("prior"), dict):
-        raise CheckpointError("damaged checkpoint: a prior's config without its VAE")
+def vae_within(
+    kind: str, config: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return config and weights of the `VAEModule` that the checkpoint of a prior or a predictor holds.
+
+    That of a prior keeps the prior, that of a predictor has none.
+    """
+    if not isinstance(config.get("vae"), dict) or (kind == "prior" and not isinstance(config.get("prior"), dict)):
+        raise CheckpointError(f"damaged checkpoint: a {kind}'s config without its VAE")
     prefix = "vae_module."
-    inner = {str(name).removeprefix(prefix): value for name, value in weights.items()}
-    return {**config["vae"], "prior": config["prior"]}, inner
+    own = "head." if kind == "predictor" else None  # a predictor's other part
+    entries = {str(name): value for name, value in weights.items()}
+    inner = {
+        name.removeprefix(prefix): value for name, value in entries.items() if own is None or not name.startswith(own)
+    }
+    return {**config["vae"], "prior": config["prior"] if kind == "prior" else None}, inner
 
 
 def write(content: Mapping[str, Any], path: Path) -> None:

@@ -258,7 +258,7 @@ class VAEModule(LatentOperations, VAETraining):
         """Load a model from a checkpoint of ours or of the published Chemeleon2 format, ready to use (`eval`).
 
         `checkpoint_path` may be the name of a bundled model (`checkpoints.bundled()`). A checkpoint of a prior holds
-        its VAE: `sample` of what is returned then uses that prior.
+        its VAE: `sample` of what is returned then uses that prior. A predictor's holds its VAE, too.
 
         Nothing in the file is executed either way. `weights_only=True` accepts only plain data, that is, ours;
         `weights_only=False` also converts pickled published checkpoints through a reader that runs nothing.
@@ -266,10 +266,10 @@ class VAEModule(LatentOperations, VAETraining):
         `CheckpointError` for what is damaged, of another version, or not to be trusted.
         """
         content = checkpoints.read(checkpoints.find(checkpoint_path), plain_data_only=weights_only)
-        meta = checkpoints.check_metadata(content, "vae|prior", trusted_targets=trusted_targets)
+        meta = checkpoints.check_metadata(content, "vae|prior|predictor", trusted_targets=trusted_targets)
         config, weights = meta["config"], content["state_dict"]
-        if meta["kind"] == "prior":
-            config, weights = checkpoints.vae_of_prior(config, weights)
+        if meta["kind"] != "vae":
+            config, weights = checkpoints.vae_within(meta["kind"], config, weights)
         module = checkpoints.rebuild(cls, config, weights, trusted=bool(trusted_targets))
         module.statistics = meta["statistics"]
         return module.to(map_location).eval()

@@ -1,0 +1,28 @@
+"""Train a property head on the latents of a trained VAE."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, OmegaConf
+
+from src.commands.train import run_training
+from src.errors import ConfigError
+from src.vae_module import checkpoint as checkpoints
+from src.vae_module.build import build
+from src.vae_module.latent_space.predictor import LatentPredictor
+from src.vae_module.vae_module import VAEModule
+
+
+def train_predictor(config: DictConfig) -> str:
+    """Train as `config` describes on the latents of `vae_ckpt_path`; returns what to tell the user at the end."""
+
+    def start() -> LatentPredictor:
+        vae = VAEModule.load_from_checkpoint(checkpoints.find(str(config.vae_ckpt_path)))
+        described = OmegaConf.create({**config.predictor, "vae": {**vae.config, "prior": None}})
+        module = build("predictor", described)
+        if not isinstance(module, LatentPredictor):
+            raise ConfigError(f"predictor._target_: got {type(module).__name__}; expected a LatentPredictor")
+        checkpoints.load_weights(module.vae_module.vae, vae.vae.state_dict())
+        module.vae_module.statistics = vae.statistics
+        return module
+
+    return run_training(config, start, kind="predictor", model_keys=("vae", "head", "target"))
