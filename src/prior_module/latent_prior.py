@@ -110,7 +110,7 @@ class LatentPrior(L.LightningModule):
         for name, parameter in self.prior.named_parameters():
             part = "composition" if name.startswith(("composition.", "composition_conditions.")) else "flow"
             if part not in found:
-                parameter.requires_grad_(requires_grad=False)
+                parameter.requires_grad = False
         return found
 
     def losses(self, batch: TrainingBatch, *, training: bool) -> dict[str, Tensor]:

@@ -71,10 +71,10 @@ class VAEModule(LatentOperations, VAETraining):
         """What the checkpoint knows of the training set: `num_atoms`, {atom count: crystals}, and its name."""
         plain = self.config
         self.condition = Conditioning.of(plain["condition"])
-        decoder = build("decoder", plain["decoder"], atom_type_predict=atom_type_predict)
+        built_decoder = build("decoder", plain["decoder"], atom_type_predict=atom_type_predict)
         self.vae = CrystalVAE(
             encoder=self.condition.wrap_encoder(build("encoder", plain["encoder"])),
-            decoder=self.condition.wrap_decoder(decoder),
+            decoder=self.condition.wrap_decoder(built_decoder),
             bottleneck=build("bottleneck", plain["bottleneck"] or DEFAULT_BOTTLENECK, latent_dim=latent_dim),
             bound_lattice=bound_lattice,
         )
