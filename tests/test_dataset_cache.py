@@ -170,6 +170,11 @@ def test_stored_ids_are_a_sequence(tmp_path: Path) -> None:
     save_dataset(some_crystals(), tmp_path / "set.safetensors")
     ids, expected = load_dataset(tmp_path / "set.safetensors").ids, ["mp-1", "mp-2", "ü", "4"]
     assert isinstance(ids, StoredIds)
+    assert ids == list(ids)
+    assert list(ids) == ids
+    assert ids != list(ids)[:-1]
+    assert ids != [*list(ids)[:-1], "another"]
+    assert ids != "ids"
     assert list(ids) == ids[:] == expected
     assert [ids[i] for i in range(-4, 4)] == 2 * expected
     assert ids[1::2] == expected[1::2]

@@ -55,6 +55,13 @@ class StoredIds(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         return (self[i] for i in range(len(self)))
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (list, StoredIds)):
+            return NotImplemented
+        return len(self) == len(other) and all(ours == theirs for ours, theirs in zip(self, other, strict=True))
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]  as lists have none
+
 
 def save_dataset(dataset: CrystalDataset, path: Path) -> None:
     """Write a dataset under a temporary name and rename it, so that a reader sees all of it or nothing."""
