@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import logging
 import warnings
 from collections.abc import Iterator
 from functools import cache
@@ -28,6 +27,7 @@ from src.data.dataset import CrystalDataset
 from src.data.dataset_file import cached
 from src.data.lattice import lattice_from_parameters, lattice_to_parameters
 from src.data.sources import Source, Split, cache_root
+from src.data.symmetry_search import moyo_dataset
 from src.errors import ConfigError
 
 SYMPREC = 0.1
@@ -100,12 +100,10 @@ def canonical(crystals: CrystalBatch, *, symprec: float = SYMPREC, progress: boo
 
 
 def _standardized(crystals: CrystalBatch, symprec: float) -> Iterator[tuple[RawCrystal, float]]:
-    logging.getLogger("moyo").setLevel(logging.ERROR)  # else a line for each cell that is no primitive one
     for numbers, coords, lattice in crystals.to_arrays():
         given = RawCrystal(numbers, coords, lattice)
         try:
-            cell = moyopy.Cell(lattice.tolist(), coords.tolist(), numbers.tolist())
-            found = moyopy.MoyoDataset(cell, symprec=symprec)
+            found = moyo_dataset(numbers, coords, lattice, symprec)
         except ValueError:  # no symmetry found, or a cell without volume
             yield given, float("nan")
             continue

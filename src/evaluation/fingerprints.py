@@ -5,7 +5,6 @@ Worker processes import this module, so it stays clear of torch: they start in a
 
 from __future__ import annotations
 
-import logging
 import warnings
 from functools import cache
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from src.data.symmetry_search import moyo_dataset
 from src.evaluation.grouping import Arrays, problem, structure
 from src.evaluation.time_limit import TimedOutError, time_limit
 
@@ -61,17 +61,9 @@ def structure_fingerprint(crystal: Arrays, *, timeout_s: float | None = None) ->
 
 def equivalent_atoms(crystal: Arrays) -> np.ndarray:
     """Return for each of n atoms the first atom of its orbit under the space group found at `ORBIT_SYMPREC`."""
-    import moyopy
-
-    logging.getLogger("moyo").setLevel(logging.ERROR)  # else a line for each cell that is no primitive one
     numbers, frac_coords, lattice = crystal
-    cell = moyopy.Cell(
-        basis=np.asarray(lattice, dtype=float).tolist(),
-        positions=np.asarray(frac_coords, dtype=float).tolist(),
-        numbers=[int(number) for number in numbers],
-    )
     try:
-        return np.array(moyopy.MoyoDataset(cell, symprec=ORBIT_SYMPREC).orbits)
+        return np.array(moyo_dataset(numbers, frac_coords, lattice, ORBIT_SYMPREC).orbits)
     except Exception:  # noqa: BLE001 - moyo knows no symmetry of some strange cells: then every atom stands for itself
         return np.arange(len(numbers))
 

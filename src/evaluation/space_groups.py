@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from src.data.symmetry_search import moyo_dataset
 from src.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def prototype_label(crystal: Arrays, *, tolerance: float) -> str:
     (Å); empty where there is none.
     """
     try:
-        dataset = _moyo_dataset(crystal, tolerance)
+        dataset = moyo_dataset(*crystal, tolerance)
     except Exception:  # noqa: BLE001 - raised for crystals in which no symmetry at all is found
         return ""
     counts = sorted(np.unique(crystal[0], return_counts=True)[1].tolist())
@@ -113,7 +113,7 @@ def _space_group(crystal: Arrays, library: Library, tolerance: float) -> int:
     numbers, frac_coords, lattice = crystal
     try:
         if library == "moyopy":
-            return int(_moyo_dataset(crystal, tolerance).number)
+            return int(moyo_dataset(*crystal, tolerance).number)
         import spglib
 
         dataset = spglib.get_symmetry_dataset(
@@ -124,19 +124,10 @@ def _space_group(crystal: Arrays, library: Library, tolerance: float) -> int:
         return 0
 
 
-def _moyo_dataset(crystal: Arrays, tolerance: float):  # noqa: ANN202 - moyopy is imported where it is needed
-    import moyopy
-
-    logging.getLogger("moyo").setLevel(logging.ERROR)  # else a line for each cell that is no primitive one
-    numbers, frac_coords, lattice = crystal
-    cell = moyopy.Cell(basis=lattice.tolist(), positions=frac_coords.tolist(), numbers=numbers.tolist())
-    return moyopy.MoyoDataset(cell, symprec=tolerance)
-
-
 def _refined(crystal: Arrays, tolerance: float) -> tuple[int, Structure]:
     from pymatgen.core import Element, Structure
 
-    dataset = _moyo_dataset(crystal, tolerance)
+    dataset = moyo_dataset(*crystal, tolerance)
     cell = dataset.std_cell
     species = [Element.from_Z(number) for number in cell.numbers]
     return int(dataset.number), Structure(cell.basis, species, cell.positions)

@@ -1,0 +1,49 @@
+"""The one place where moyo is asked for the symmetry of a crystal; free of torch, for worker processes."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from moyopy import MoyoDataset
+
+MIN_TRANSLATION = 10.0
+"""The shortest lattice vector must be so many times the tolerance; real ones are 20 times the usual 0.1 Å and more."""
+
+
+def moyo_dataset(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, tolerance: float) -> MoyoDataset:
+    """Return what moyo finds out about the symmetry of a crystal within a tolerance in Å.
+
+    Raises `ValueError` where it finds no symmetry at all, where the cell has no volume, and where the crystal repeats
+    after a distance that is hardly larger than the tolerance (`MIN_TRANSLATION`): there everything is near everything,
+    and moyo (0.21) may adjust its tolerance for ever, in native code that no time limit can stop.
+    """
+    import moyopy
+
+    logging.getLogger("moyo").setLevel(logging.ERROR)  # else a line for each cell that is no primitive one
+    basis = np.asarray(lattice, dtype=float)
+    shortest = shortest_translation(basis)
+    if not shortest >= MIN_TRANSLATION * tolerance:
+        raise ValueError(f"the crystal repeats after {shortest:.3g} Å: a tolerance of {tolerance:g} Å says nothing")
+    cell = moyopy.Cell(
+        basis=basis.tolist(),
+        positions=np.asarray(frac_coords, dtype=float).tolist(),
+        numbers=[int(number) for number in numbers],
+    )
+    return moyopy.MoyoDataset(cell, symprec=tolerance)
+
+
+def shortest_translation(lattice: np.ndarray) -> float:
+    """Return the length of the shortest lattice vector, Å; 0 for a lattice (3, 3) without volume, NaN if not finite."""
+    from ase.geometry import minkowski_reduce
+
+    if not np.isfinite(lattice).all():
+        return float("nan")
+    lengths = np.linalg.norm(lattice, axis=1)
+    if abs(np.linalg.det(lattice)) <= 1e-9 * lengths.prod():
+        return 0.0
+    reduced, _ = minkowski_reduce(lattice)
+    return float(np.linalg.norm(reduced, axis=1).min())
