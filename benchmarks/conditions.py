@@ -125,6 +125,11 @@ class Model:
         return self.module.sample_crystals(template, generator=generator, **options)
 
 
+def change(before: float, after: float) -> str:
+    """Return two shares as text; a dash where nothing was measured."""
+    return "–" if np.isnan(before) else f"{before:.1%} → {after:.1%}"
+
+
 def tables(title: str, asked: dict[str, Judged], free: dict[str, Judged], tolerances: list[float]) -> None:
     """Print the shares of each crystal system, asked for → not asked for."""
     for tolerance in tolerances:
@@ -137,9 +142,9 @@ def tables(title: str, asked: dict[str, Judged], free: dict[str, Judged], tolera
             both = (free[name], asked[name])
             pair = [(*entry.shares(number, tolerance), entry.valid, entry.neutral) for entry in both]
             rows.append(pair)
-            print(f"| {name} | " + " | ".join(f"{a:.1%} → {b:.1%}" for a, b in zip(*pair, strict=True)) + " |")
+            print(f"| {name} | " + " | ".join(change(a, b) for a, b in zip(*pair, strict=True)) + " |")
         mean = np.mean(rows, axis=0)
-        print("| mean | " + " | ".join(f"{a:.1%} → {b:.1%}" for a, b in zip(*mean, strict=True)) + " |", flush=True)
+        print("| mean | " + " | ".join(change(a, b) for a, b in zip(*mean, strict=True)) + " |", flush=True)
 
 
 def sampled_classes(

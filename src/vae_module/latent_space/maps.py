@@ -46,7 +46,7 @@ def _pca(scaled: Tensor) -> np.ndarray:
 
 def _umap(scaled: np.ndarray, seed: int) -> np.ndarray:
     try:
-        from umap import UMAP
+        from umap import UMAP  # pyright: ignore[reportMissingImports]  an extra
     except ImportError as error:
         raise ConfigError(
             "method=umap needs the package umap-learn: pip install 'crystalvae[umap]', or use method=pca"
