@@ -129,7 +129,8 @@ FAMILIES = [
     *(f"vae_module/encoder/{name}.yaml" for name in ("transformer", "cgcnn", "cgcnn_residual", "mlp", "gru")),
     *(f"vae_module/decoder/{name}.yaml" for name in ("transformer", "mlp", "gru")),
 ]
-OPTIMIZERS = [f"prior_module/optimizer/{name}.yaml" for name in ("adamw", "muon")]
+MODULES = ("vae_module", "prior_module")
+OPTIMIZERS = [f"{module}/optimizer/{name}.yaml" for module in MODULES for name in ("adamw", "muon")]
 BOTTLENECKS = [f"vae_module/bottleneck/{name}.yaml" for name in ("vq", "hierarchical")]
 OBJECTIVES = [
     *(f"vae_module/objective/{name}.yaml" for name in ("elbo", "free_bits", "capacity")),

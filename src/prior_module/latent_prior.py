@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import lightning as L
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -15,14 +13,13 @@ from torch import Tensor
 
 from src.data.augmentation import TrainingBatch
 from src.data.batch import CrystalBatch
-from src.data.loader import CrystalLoader
 from src.errors import ConfigError
 from src.prior_module.flow import logit_normal
 from src.prior_module.network import LatentFlow, PriorNoise
-from src.vae_module import checkpoint as checkpoints
-from src.vae_module.build import build, to_plain
+from src.vae_module.build import to_plain
 from src.vae_module.conditions import Values, condition_values, drop_conditions
 from src.vae_module.monitoring import check_finite
+from src.vae_module.trained import OverFrozenVAE
 from src.vae_module.transformer import check_choice
 from src.vae_module.vae_module import VAEModule
 
@@ -32,7 +29,7 @@ Latents = Literal["sample", "mean"]
 Part = Literal["flow", "composition"]
 
 
-class LatentPrior(L.LightningModule):
+class LatentPrior(OverFrozenVAE):
     """A frozen VAE and the prior over its latents, which is trained.
 
     All arguments are plain config, and are kept in the checkpoint: `vae`, the VAE's own config (its weights come from
@@ -42,6 +39,8 @@ class LatentPrior(L.LightningModule):
     `trained`, which of flow and composition model learn, the other staying as it is; `optimizer` and `scheduler` as for
     `VAEModule`.
     """
+
+    kind = "prior"
 
     def __init__(
         self,
@@ -84,11 +83,6 @@ class LatentPrior(L.LightningModule):
     def prior(self) -> LatentFlow:
         """The prior that is trained."""
         return cast("LatentFlow", self.vae_module.prior)
-
-    @property
-    def statistics(self) -> dict[str, Any]:
-        """What the checkpoint knows of the training set, as `VAEModule.statistics`."""
-        return self.vae_module.statistics
 
     def sample(self, *args: Any, **kwargs: Any) -> Any:
         """Sample crystals: `VAEModule.sample`, which uses the prior."""
@@ -198,58 +192,9 @@ class LatentPrior(L.LightningModule):
         if self.prior.composition is not None:
             self.prior.composition_conditions.fit(values)
 
-    def on_train_epoch_start(self) -> None:
-        """Tell our loader the epoch: its order and the batches' noise are functions of it."""
-        if isinstance(self.trainer.train_dataloader, CrystalLoader):
-            self.trainer.train_dataloader.set_epoch(self.current_epoch)
-
     def configure_optimizers(self) -> Any:
-        """Build the optimiser over the prior's parameters, and the learning-rate schedule."""
-        if self.config["optimizer"] is None:
-            raise ConfigError("prior_module.optimizer: got null; training needs one, for example torch.optim.AdamW")
-        optimizer = build(
-            "optimizer", self.config["optimizer"], params=[p for p in self.prior.parameters() if p.requires_grad]
-        )
-        optimizer._step_supports_amp_scaling = False
-        if self.config["scheduler"] is None:
-            return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = build("scheduler", self.config["scheduler"], optimizer=optimizer, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    # ---- checkpoints -------------------------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds VAE and prior: config, format version, statistics, package versions."""
-        exact, averaged = checkpoint.get("current_model_state"), checkpoint["state_dict"]
-        if exact is not None:  # averaging rounds, also what never changes
-            trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-            checkpoint["state_dict"] = {**averaged, **{name: exact[name] for name in averaged if name not in trained}}
-        checkpoint[checkpoints.KEY] = checkpoints.metadata("prior", self.config, self.statistics)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the statistics when training resumes."""
-        self.vae_module.statistics = checkpoints.check_metadata(checkpoint, "prior")["statistics"]
-
-    def save_checkpoint(self, path: str | Path) -> None:
-        """Write VAE and prior (no optimiser) as a checkpoint that `load_from_checkpoint` reads, atomically."""
-        content: dict[str, Any] = {"state_dict": self.state_dict()}
-        self.on_save_checkpoint(content)
-        checkpoints.write(content, Path(path))
-
-    @classmethod
-    def load_from_checkpoint(  # pyright: ignore[reportIncompatibleMethodOverride]  # fewer, safer arguments
-        cls, checkpoint_path: str | Path, map_location: torch.device | str = "cpu"
-    ) -> LatentPrior:
-        """Load a prior and its VAE, ready to sample; nothing in the file is executed.
-
-        Raises `CheckpointError` for what is damaged, of another version or kind, or not to be trusted.
-        """
-        content = checkpoints.read(checkpoints.find(checkpoint_path), plain_data_only=True)
-        meta = checkpoints.check_metadata(content, "prior")
-        module = checkpoints.rebuild(cls, meta["config"], content["state_dict"])
-        module.vae_module.statistics = meta["statistics"]
-        return module.to(map_location).eval()
+        """Build the optimiser over what is `trained`, and the learning-rate schedule."""
+        return self.build_optimizer("prior_module", (p for p in self.prior.parameters() if p.requires_grad))
 
 
 def _checked(name: str, defaults: dict[str, float], given: Mapping[str, float] | None) -> dict[str, float]:

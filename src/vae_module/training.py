@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
 from src.data.augmentation import Augmentation, InputNoise, TrainingBatch
 from src.data.batch import CrystalBatch
-from src.data.loader import CrystalLoader
 from src.errors import ConfigError
 from src.vae_module.bottlenecks.base import Posterior
-from src.vae_module.build import build
 from src.vae_module.conditioning import Conditioning
 from src.vae_module.decoders.transformer import DecodedCrystals
 from src.vae_module.monitoring import check_finite, reconstruction_errors
 from src.vae_module.objectives.latent_statistics import LatentStatistics
+from src.vae_module.trained import Trained
 from src.vae_module.vae import CrystalVAE
 
 
-class VAETraining(L.LightningModule):
+class VAETraining(Trained):
     """The steps of training and validation, for a module that has made the parts named here."""
 
     vae: CrystalVAE
@@ -128,16 +126,7 @@ class VAETraining(L.LightningModule):
         """Build the optimiser and the learning-rate schedule, which is told the number of steps of the whole run."""
         if self.prior is not None:
             raise ConfigError("vae_module.prior: a VAE is trained before its prior, which train_prior trains; set null")
-        if self.config["optimizer"] is None:
-            raise ConfigError("vae_module.optimizer: got null; training needs one, for example torch.optim.AdamW")
-        optimizer = build("optimizer", self.config["optimizer"], params=list(self.parameters()))
-        # Unscale before the step, also where it is fused: Lightning clips no gradients that are unscaled inside it.
-        optimizer._step_supports_amp_scaling = False
-        if self.config["scheduler"] is None:
-            return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = build("scheduler", self.config["scheduler"], optimizer=optimizer, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return self.build_optimizer("vae_module", self.parameters())
 
     def on_fit_start(self) -> None:
         """Take the training set's statistics into the model, and so into its checkpoints."""
@@ -145,8 +134,3 @@ class VAETraining(L.LightningModule):
         if datamodule is not None:
             self.statistics = datamodule.statistics()
             self.condition.fit(self.vae, datamodule.dataset("train").crystals)
-
-    def on_train_epoch_start(self) -> None:
-        """Tell our loader the epoch: its order and the batches' noise are functions of it."""
-        if isinstance(self.trainer.train_dataloader, CrystalLoader):
-            self.trainer.train_dataloader.set_epoch(self.current_epoch)

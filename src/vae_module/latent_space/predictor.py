@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -18,9 +16,7 @@ from torchmetrics import MeanAbsoluteError, R2Score
 
 from src.data.augmentation import TrainingBatch, translate
 from src.data.batch import CrystalBatch
-from src.data.loader import CrystalLoader
 from src.errors import ConfigError
-from src.vae_module import checkpoint as checkpoints
 from src.vae_module.build import build, to_plain
 from src.vae_module.checks import check_count
 from src.vae_module.latent_space.latents import continuous_latents
@@ -28,6 +24,7 @@ from src.vae_module.latent_space.operations import property_values
 from src.vae_module.latent_space.property_head import PropertyHead
 from src.vae_module.latent_space.search import SearchOptions, search_latents
 from src.vae_module.monitoring import check_finite
+from src.vae_module.trained import OverFrozenVAE
 from src.vae_module.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
@@ -35,7 +32,7 @@ log = logging.getLogger(__name__)
 DEFAULT_ORIGINS = 4
 
 
-class LatentPredictor(L.LightningModule):
+class LatentPredictor(OverFrozenVAE):
     """A frozen VAE and a head that predicts `target`, a property of the data set, from its latents.
 
     All arguments are plain config, and are kept in the checkpoint, which holds the VAE too: `vae`, its own config (its
@@ -45,6 +42,8 @@ class LatentPredictor(L.LightningModule):
     `optimizer` and `scheduler` as for `VAEModule`. Each crystal is encoded once, before training; minimised is the
     Huber loss (Huber 1964, δ = 1) of the standardised target. Crystals whose property is unknown are left out.
     """
+
+    kind = "predictor"
 
     def __init__(
         self,
@@ -83,11 +82,6 @@ class LatentPredictor(L.LightningModule):
         self.target, self.noise = target, noise
         self.val_mae, self.val_r2 = MeanAbsoluteError(), R2Score()
         self._encoded: dict[str, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def statistics(self) -> dict[str, Any]:
-        """What the checkpoint knows of the training set, as `VAEModule.statistics`."""
-        return self.vae_module.statistics
 
     # ---- predict and search ------------------------------------------------------------------------------------------
 
@@ -201,49 +195,6 @@ class LatentPredictor(L.LightningModule):
         self.vae_module.eval()
         return self
 
-    def on_train_epoch_start(self) -> None:
-        """Tell our loader the epoch: its order and the batches' noise are functions of it."""
-        if isinstance(self.trainer.train_dataloader, CrystalLoader):
-            self.trainer.train_dataloader.set_epoch(self.current_epoch)
-
     def configure_optimizers(self) -> Any:
         """Build the optimiser over the head's parameters, and the learning-rate schedule."""
-        if self.config["optimizer"] is None:
-            raise ConfigError("predictor.optimizer: got null; training needs one, for example torch.optim.AdamW")
-        optimizer = build("optimizer", self.config["optimizer"], params=list(self.head.parameters()))
-        optimizer._step_supports_amp_scaling = False
-        if self.config["scheduler"] is None:
-            return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = build("scheduler", self.config["scheduler"], optimizer=optimizer, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    # ---- checkpoints -------------------------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds VAE and head: config, format version, statistics, package versions."""
-        checkpoint[checkpoints.KEY] = checkpoints.metadata("predictor", self.config, self.statistics)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the statistics when training resumes."""
-        self.vae_module.statistics = checkpoints.check_metadata(checkpoint, "predictor")["statistics"]
-
-    def save_checkpoint(self, path: str | Path) -> None:
-        """Write VAE and head (no optimiser) as a checkpoint that `load_from_checkpoint` reads, atomically."""
-        content: dict[str, Any] = {"state_dict": self.state_dict()}
-        self.on_save_checkpoint(content)
-        checkpoints.write(content, Path(path))
-
-    @classmethod
-    def load_from_checkpoint(  # pyright: ignore[reportIncompatibleMethodOverride]  # fewer, safer arguments
-        cls, checkpoint_path: str | Path, map_location: torch.device | str = "cpu"
-    ) -> LatentPredictor:
-        """Load a head and its VAE, ready to predict; nothing in the file is executed.
-
-        Raises `CheckpointError` for what is damaged, of another version or kind, or not to be trusted.
-        """
-        content = checkpoints.read(checkpoints.find(checkpoint_path), plain_data_only=True)
-        meta = checkpoints.check_metadata(content, "predictor")
-        module = checkpoints.rebuild(cls, meta["config"], content["state_dict"])
-        module.vae_module.statistics = meta["statistics"]
-        return module.to(map_location).eval()
+        return self.build_optimizer("predictor", self.head.parameters())
