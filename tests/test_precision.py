@@ -20,9 +20,9 @@ from src.vae_module import VAEModule
 @pytest.mark.parametrize(
     ("asked", "width", "units", "chosen"),
     [
-        ("auto", 256, True, "bf16-mixed"),
-        ("auto", 256, False, "32-true"),
-        ("auto", 128, True, "32-true"),
+        ("auto", 128, True, "bf16-mixed"),
+        ("auto", 128, False, "32-true"),
+        ("auto", 96, True, "32-true"),
         ("32-true", 512, True, "32-true"),
         ("bf16-mixed", 16, False, "bf16-mixed"),
     ],

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from src.data.batch import CrystalBatch
 from src.errors import ConfigError
 from src.vae_module.packing import PaddingPlan
-from src.vae_module.transformer import SelfAttention, sinusoidal_positions
+from src.vae_module.transformer import SelfAttention, full_precision, sinusoidal_positions
 
 
 class ModulatedLayer(nn.Module):
@@ -39,7 +39,7 @@ class ModulatedLayer(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.offset).unbind(1)
         attended = self.attention(self.norm1(tokens) * (1 + scale1) + shift1, plan)
         tokens = tokens + gate1 * self.dropout(attended)
-        hidden = F.gelu(self.linear1(self.norm2(tokens) * (1 + scale2) + shift2), approximate="tanh")
+        hidden = F.gelu(self.linear1(self.norm2(tokens) * (1 + scale2) + shift2))
         return tokens + gate2 * self.dropout(self.linear2(hidden))
 
 
@@ -101,7 +101,8 @@ class Denoiser(nn.Module):
         """
         if self.self_conditioning:
             noisy = torch.cat((noisy, torch.zeros_like(noisy) if estimate is None else estimate), dim=-1)
-        tokens = self.latent_embedder(noisy) + sinusoidal_positions(crystals.token_idx, self.d_model)
+        with full_precision(noisy):  # late in sampling x_t is right to more digits than bfloat16 has
+            tokens = self.latent_embedder(noisy) + sinusoidal_positions(crystals.token_idx, self.d_model)
         if self.element_embedder is not None:
             tokens = tokens + self.element_embedder(crystals.atom_types)
         sizes = crystals.num_atoms.to(time.dtype)
@@ -115,7 +116,8 @@ class Denoiser(nn.Module):
         plan = PaddingPlan.of(crystals)
         for layer in self.layers:
             tokens = layer(tokens, modulation, plan)
-        return self.head(self.norm(tokens))
+        with full_precision(noisy):
+            return self.head(self.norm(tokens))
 
 
 def fourier(values: Float[Tensor, "B"], d_model: int) -> Float[Tensor, "B D"]:
