@@ -2,15 +2,17 @@
 
     python benchmarks/conditions.py --ckpt mp20-small --samples 200 --guidance 1 2
     python benchmarks/conditions.py --ckpt conditional/checkpoints/best.ckpt --data prototypes --canonical
+    python benchmarks/conditions.py --predictor predictor/checkpoints/best.ckpt --only formation_energy_per_atom
 
-Works for checkpoints with a learned prior and for conditional VAEs. Classes: the share of crystals in the asked crystal
-system, judged by the symmetry of the whole crystal and by that of its cell alone (cells of trigonal crystals are
-rhombohedral or hexagonal), both within `--tolerance`; with `--data` also by the training crystal whose cell has the
-most similar shape, which asks for no exact symmetry. Numbers that can be computed from a crystal: the correlation of
-asked and obtained, and the mean absolute error, for values spread evenly over mean ± 1.5 standard deviations of the
-training set. Elements: what held-out crystals of `--data` are made of is asked for. With `--data` also reconstructions:
-held-out crystals are encoded as what they are and decoded as each crystal system. Every comparison is with the same
-noise and nothing asked.
+Works for checkpoints with a learned prior and for conditional VAEs. Classes: the share of crystals in the asked
+crystal system, judged by the symmetry of the whole crystal and by that of its cell alone (cells of trigonal crystals
+are rhombohedral or hexagonal), both within `--tolerance`; with `--data` also by the training crystal whose cell has
+the most similar shape, which asks for no exact symmetry. Numbers that can be computed from a crystal, or that a
+property head predicts (`--predictor`, a checkpoint of `src/train_predictor.py`; its own error bounds what it can
+tell): the correlation of asked and obtained, and the mean absolute error, for values spread evenly over mean ± 1.5
+standard deviations of the training set. Elements: what held-out crystals of `--data` are made of is asked for. With
+`--data` also reconstructions: held-out crystals are encoded as what they are and decoded as each crystal system. Every
+comparison is with the same noise and nothing asked.
 """
 
 from __future__ import annotations
@@ -40,9 +42,12 @@ from src.evaluation.validity import describe  # noqa: E402
 from src.vae_module import VAEModule  # noqa: E402
 from src.vae_module.build import build  # noqa: E402
 from src.vae_module.conditions import COMPUTED, ConditionEmbedder, condition_values  # noqa: E402
+from src.vae_module.latent_space.predictor import LatentPredictor  # noqa: E402
 
-NUMBERS = {"density": densities}
+Measure = Callable[[CrystalBatch], Tensor]
+NUMBERS: dict[str, Measure] = {"density": densities}
 """Numbers that can be read off a crystal."""
+NEVER_NEGATIVE = {"density", "band_gap", "e_above_hull"}
 
 
 def systems(crystals: CrystalBatch, tolerance: float) -> np.ndarray:
@@ -171,16 +176,17 @@ def reconstructed_classes(model: Model, crystals: CrystalBatch, judge: Callable[
     tables(title, asked, free, list(free["cubic"].found))
 
 
-def sampled_number(model: Model, name: str, samples: int, options: dict[str, object]) -> None:
-    """Sample values of a number that can be computed, and print how asked and obtained go together."""
+def sampled_number(model: Model, name: str, measure: Measure, samples: int, options: dict[str, object]) -> None:
+    """Sample values of a number that can be measured, and print how asked and obtained go together."""
     index = model.names.index(name)
     mean, std = float(model.embedder.mean[index]), float(model.embedder.std[index])
-    values = torch.linspace(mean - 1.5 * std, mean + 1.5 * std, samples).clamp_min(0.0)
+    values = torch.linspace(mean - 1.5 * std, mean + 1.5 * std, samples)
+    values = values.clamp_min(0.0) if name in NEVER_NEGATIVE else values
     values = values[torch.randperm(samples, generator=torch.Generator().manual_seed(model.seed))]
     template = model.template(samples)
     print(f"\n| {name} | correlation with what was asked | mean absolute error | mean |\n|---|---|---|---|")
     for title, conditions in (("asked", {name: values.tolist()}), ("not asked", {})):
-        obtained = NUMBERS[name](model.draw(template, conditions=conditions, **options)).cpu()
+        obtained = measure(model.draw(template, conditions=conditions, **options)).cpu()
         correlation = float(torch.corrcoef(torch.stack((values, obtained)))[0, 1])
         error = float((obtained - values).abs().mean())
         print(f"| {title} | {correlation:.2f} | {error:.2f} | {float(obtained.mean()):.2f} |", flush=True)
@@ -233,6 +239,8 @@ def main() -> None:
     parser.add_argument("--data", help="whose held-out crystals are reconstructed, or give elements to ask for")
     parser.add_argument("--canonical", action="store_true", help="where the model was trained with data.canonical=true")
     parser.add_argument("--reconstruct", type=int, default=200, help="how many of them")
+    parser.add_argument("--predictor", nargs="+", default=[], help="checkpoints of property heads: numbers to ask for")
+    parser.add_argument("--only", nargs="+", help="conditions; default: all that the model knows and that can be told")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     held_out, cells = None, None
@@ -241,17 +249,20 @@ def main() -> None:
         cells = Cells(train)
     judge = partial(Judged, tolerances=arguments.tolerance, cells=cells)
     model = Model(arguments.ckpt, arguments.seed, held_out)
+    heads = [LatentPredictor.load_from_checkpoint(path) for path in arguments.predictor]
+    numbers = NUMBERS | {head.target: head.predict for head in heads}
+    names = [name for name in model.names if arguments.only is None or name in arguments.only]
     for scale in arguments.guidance or [None]:
         options: dict[str, object] = {} if scale is None else {"sampler": {"guidance_scale": scale}}
         title = f"{arguments.samples} samples of each" + ("" if scale is None else f", guidance scale {scale:g}")
-        if "crystal_system" in model.names:
+        if "crystal_system" in names:
             sampled_classes(model, arguments.samples, judge, options, title)
-        for name in model.names:
-            if name in NUMBERS:
-                sampled_number(model, name, arguments.samples, options)
+        for name in names:
+            if name in numbers:
+                sampled_number(model, name, numbers[name], arguments.samples, options)
             elif name in COMPUTED and held_out is not None:
                 sampled_elements(model, name, held_out, options)
-    if held_out is not None and "crystal_system" in model.names and model.module.prior is None:
+    if held_out is not None and "crystal_system" in names and model.module.prior is None:
         reconstructed_classes(model, held_out, judge)
 
 
