@@ -219,6 +219,11 @@ def test_stopped_training_resumes_where_it_was(
         train(options, f"resume_from={run}", "prior_module.prior.d_model=32")
 
 
+def test_a_run_over_another_vae_is_not_resumed(run: Path, options: list[str], folder: Path):
+    with pytest.raises(ConfigError, match=r"resume_from=.*another VAE.*repeat vae_ckpt_path"):
+        train([*options[:-1], f"vae_ckpt_path={folder / 'other.ckpt'}"], f"resume_from={run}")
+
+
 def test_fine_tuning_takes_the_prior_and_keeps_the_vae_that_was_named(run: Path, options: list[str], folder: Path):
     start = run / "checkpoints" / "best.ckpt"
     still = ["prior_module.optimizer.lr=0.0", "trainer.max_epochs=1", f"output_dir={folder / 'tuned'}"]

@@ -9,7 +9,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from src.commands.cli import is_main_process
 from src.commands.precision import choose_precision
@@ -25,6 +26,7 @@ from src.vae_module import checkpoint as checkpoints
 from src.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK
 from src.vae_module.build import build
 from src.vae_module.conditioning import matching_names
+from src.vae_module.trained import OverFrozenVAE
 from src.vae_module.transformer import TransformerLayer
 from src.vae_module.vae_module import VAEModule
 
@@ -144,6 +146,17 @@ def _check_same_model(module: L.LightningModule, path: Path, kind: str, model_ke
                 f"resume_from={path}: its {kind}_module.{key} is {saved.get(key)}, this run's is {current[key]}; "
                 f"repeat the options of the run (in {path.parent.parent / 'run.json'})"
             )
+    if isinstance(module, OverFrozenVAE) and not _same_vae(module, content["state_dict"]):
+        raise ConfigError(
+            f"resume_from={path}: was trained over another VAE than {kind} training is given now; "
+            f"repeat vae_ckpt_path of the run (in {path.parent.parent / 'run.json'})"
+        )
+
+
+def _same_vae(module: OverFrozenVAE, saved: Mapping[str, Tensor]) -> bool:
+    prefix = "vae_module.vae."
+    own = {prefix + name: value for name, value in module.vae_module.vae.state_dict().items()}
+    return all(name in saved and torch.equal(saved[name], value) for name, value in own.items())
 
 
 def _described(config: Any) -> Any:
