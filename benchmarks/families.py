@@ -162,7 +162,11 @@ def train(config: DictConfig, steps: int, result: Result, *, crystals: int, seed
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[build("callbacks", config.callbacks[name]) for name in ("ema", "progress_bar")],
+        callbacks=[
+            build("callbacks", config.callbacks[name])
+            for name in ("ema", "progress_bar")
+            if config.callbacks[name] is not None
+        ],
     )
     start = time.perf_counter()
     trainer.fit(module, datamodule=datamodule)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from src.commands import arguments
 from src.commands.device import choose_device
 from src.commands.ranks import Ranks, joined_processes
+from src.commands.relaxing import Relaxer
 from src.commands.sampling import elements_needed, sample_all, sampling_options
 from src.commands.template import sample_template
 from src.data.writers import FORMATS, write_crystals
@@ -44,6 +45,7 @@ def _sample(config: DictConfig, ranks: Ranks) -> str:
     output_dir = arguments.path("output_dir", config.output_dir)
     ckpt_path = arguments.path("ckpt_path", config.ckpt_path)
     check_output_dir(output_dir, overwrite=config.overwrite)
+    relaxer = Relaxer.from_config(config)
     device = choose_device(config.device, local_rank=ranks.local_rank)
     module = VAEModule.load_from_checkpoint(checkpoints.find(ckpt_path), map_location=device)
     generator = torch.Generator().manual_seed(seed)
@@ -62,6 +64,9 @@ def _sample(config: DictConfig, ranks: Ranks) -> str:
     seconds = time.perf_counter() - started
     if not ranks.main:
         return ""
+    outcomes = None
+    if relaxer is not None:
+        crystals, outcomes = relaxer(crystals)
     facts = describe(crystals)
     latents = module.vae.bottleneck.own_prior if module.prior is None else "learned prior"
     info = {
@@ -72,16 +77,26 @@ def _sample(config: DictConfig, ranks: Ranks) -> str:
         "composition": config.composition,
         "batch_size": batch_size,
         "seconds": round(seconds, 3),
+        "relaxation": None if relaxer is None else relaxer.settings(),
         "device": str(device),
         "processes": ranks.world_size,
         "versions": package_versions(),
     }
-    write_crystals(crystals, output_dir, table=facts, formats=formats, overwrite=config.overwrite, info=info)
+    table = facts if outcomes is None else facts.join(outcomes)
+    write_crystals(crystals, output_dir, table=table, formats=formats, overwrite=config.overwrite, info=info)
     valid = sum(facts["valid"].tolist())
+    relaxed = (
+        ""
+        if outcomes is None
+        else (
+            f"; {sum(outcomes['relaxed'])} relaxed with {config.potential.name} ({sum(outcomes['converged'])} converged), "
+            "the rest as sampled"
+        )
+    )
     return (
         f"{count} crystals in {output_dir.absolute()}: {' + '.join(formats) or 'no structure files'} and samples.csv; "
         f"{valid} ({valid / count:.1%}) structurally valid (every distance at least 0.5 Å, volume at least 0.1 Å^3); "
-        f"sampled from {latents} in {seconds:.1f} s on {device}"
+        f"sampled from {latents} in {seconds:.1f} s on {device}{relaxed}"
     )
 
 
