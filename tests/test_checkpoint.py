@@ -23,10 +23,11 @@ from torch import nn
 from src.data.augmentation import TrainingBatch
 from src.data.batch import CrystalBatch
 from src.data.canonical import element_order
-from src.errors import CheckpointError
+from src.errors import CheckpointError, ConfigError
 from src.prior_module.latent_prior import LatentPrior
 from src.vae_module import VAEModule
 from src.vae_module import checkpoint as checkpoints
+from src.vae_module.build import check_targets, trusting
 from src.vae_module.decoders.transformer import DecodedCrystals
 from tests.published import PublishedVAE, save_published
 from tests.samples import assert_same_crystals, random_crystals, tiny_module, tiny_prior
@@ -357,6 +358,35 @@ def test_parts_from_elsewhere_load_where_they_are_trusted(tmp_path: Path) -> Non
         VAEModule.load_from_checkpoint(tmp_path / "ours.ckpt")
     loaded = VAEModule.load_from_checkpoint(tmp_path / "ours.ckpt", trusted_targets=(f"{__name__}.",))
     assert_same_models(loaded, module)
+
+
+def test_trust_is_for_what_is_inside_and_for_whole_names(without_type_checks: None) -> None:
+    named = {"schedule": {"_target_": f"{__name__}.HomeMadeDecoder"}}
+    with trusting([f"{__name__}."]):
+        check_targets(named)
+    with pytest.raises(CheckpointError, match="trusted_targets"):
+        check_targets(named)
+    wrong: list[Any] = [f"{__name__}.", [__name__], ["."], [""], [3]]
+    for packages in wrong:
+        with pytest.raises(ConfigError, match="trusted_targets: got"), trusting(packages):
+            pass
+
+
+@pytest.mark.parametrize("resumed", ["trusted_targets=[tests.test_checkpoint.]", ""])
+def test_commands_load_parts_from_elsewhere_where_they_are_trusted(tmp_path: Path, resumed: str) -> None:
+    """The command in a process of its own, as `trusted_targets` is read where commands start."""
+    tiny = {**tiny_module().config["encoder"]}
+    decoder = {"_target_": "tests.test_checkpoint.HomeMadeDecoder", "d_model": 16}
+    module = VAEModule(encoder=tiny, decoder=decoder, latent_dim=4, atom_type_predict=False).eval()
+    module.save_checkpoint(tmp_path / "ours.ckpt")
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "src" / "sample.py"), "ckpt_path=ours.ckpt", "composition=NaCl",
+         "formula_units=1", "num_samples=2", resumed or "seed=0"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False,
+        timeout=240,
+    )  # fmt: skip
+    assert (done.returncode == 0) == bool(resumed), done.stderr
+    assert ("trusted_targets=['tests.test_checkpoint.']" in " ".join(done.stderr.split())) != bool(resumed)
 
 
 # ---- damaged files ---------------------------------------------------------------------------------------------------

@@ -252,6 +252,7 @@ def test_sample_is_deterministic_and_complete(trained: Path, tmp_path: Path):
         (["num_atoms=0"], "num_atoms: got 0"),
         (["num_atoms=[2,3]"], "expected one each"),
         (["formats=[cif,pdb]"], "formats: got"),
+        (["formats=5"], "formats: got 5"),
         (["device=quantum"], "device: got 'quantum'"),
         (["output_dir=/proc/nothing/here"], "output_dir=/proc/nothing/here"),
         (["ckpt_path=missing.ckpt"], "no such checkpoint"),

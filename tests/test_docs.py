@@ -240,8 +240,8 @@ def test_every_option_of_the_prior_is_a_config_key():
 def test_every_sampler_option_and_condition_can_be_asked_for():
     config: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "sample.yaml"))
     assert set(config["sampler"]) == {field.name for field in fields(SamplerOptions)}
-    prior: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / PRIOR))
-    assert {*prior["prior"]["conditions"], *CLASSES, *COMPUTED} == set(config["conditions"])
+    prior: Any = OmegaConf.load(CONFIGS / "experiment" / "mp_20" / "prior_small.yaml")
+    assert {*prior.prior_module.prior.conditions, *CLASSES, *COMPUTED} == set(config["conditions"])
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *BOTTLENECKS])

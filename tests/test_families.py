@@ -19,6 +19,7 @@ from src.errors import ConfigError, DataError
 from src.vae_module import VAEModule
 from src.vae_module.build import build
 from src.vae_module.encoders.cgcnn import NodewiseCGConv, gaussian_basis
+from src.vae_module.gru import AtomGRU
 from tests.samples import SIZES, random_crystals
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -394,3 +395,18 @@ def test_a_cell_without_a_graph_is_named(name: str, crystals: CrystalBatch) -> N
     lattices[1, 2] = lattices[1, 0]
     with pytest.raises(DataError, match=r"crystal 1 of the batch: its cell has a volume"):
         family(name, "mlp").encode(crystals.replace(lattices=lattices))
+
+
+def test_the_gru_leaves_the_settings_of_cudnn_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    stack = AtomGRU(part="encoder", d_model=8, num_layers=1, dropout=0.0).eval()
+    stack.gru.register_forward_hook(lambda *_: seen.append((own.enabled, own.deterministic)))
+    own = torch.backends.cudnn
+    monkeypatch.setattr(own, "deterministic", True)
+    tokens = torch.randn(sum(SIZES), 8)
+    stack(tokens, random_crystals())
+    with torch.no_grad():
+        stack(tokens, random_crystals())
+    stack.train()(tokens, random_crystals())
+    assert seen == [(False, True), (True, True), (True, True)]
+    assert own.enabled

@@ -20,7 +20,7 @@ from src.data.batch import CrystalBatch
 from src.data.dataset import CrystalDataset
 from src.data.lattice import minimum_image_distances
 from src.data.sources import MP20
-from src.errors import ConfigError, OutputError
+from src.errors import ConfigError, DataError, OutputError
 from src.vae_module import VAEModule
 from src.vae_module.latent_space.alignment import align
 from src.vae_module.latent_space.embedding import rarest_origins
@@ -412,6 +412,15 @@ def test_a_number_of_samples_takes_its_sizes_from_the_training_set():
     first, again = (module.generate(5, generator=torch.Generator().manual_seed(1), temperature=0.5) for _ in range(2))
     assert_same_crystals(first, again, atol=0.0)
     assert all(isinstance(structure, Structure) for structure in module.sample(2, return_structures=True))
+
+
+def test_numbers_of_samples_may_be_numpys_and_batches_may_not_be_empty(without_type_checks: None):
+    module = tiny_module()
+    module.statistics = {"num_atoms": {3: 1}}
+    count: Any = np.int64(2)
+    assert len(module.sample(count)) == 2
+    with pytest.raises(DataError, match="no crystals: expected a batch of at least one"):
+        module.encode(CrystalBatch.empty([]))
 
 
 def test_a_number_of_samples_from_a_prior_leaves_room_for_a_chemical_system():

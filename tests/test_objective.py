@@ -275,6 +275,18 @@ def test_every_crystal_has_its_own_rotation_that_leaves_distances(crystals: Crys
     assert torch.equal(turned.frac_coords, crystals.frac_coords)
 
 
+@pytest.mark.parametrize("lattice_features", ["matrix", "parameters"])
+def test_rotations_are_exact_under_autocast(crystals: CrystalBatch, lattice_features: str) -> None:
+    encoder = {"lattice_features": lattice_features}
+    module = tiny_module(augmentation={"rotate": True, "translate": True}, encoder=encoder)
+    batch = TrainingBatch.whole(crystals)
+    with torch.autocast("cpu", torch.bfloat16):
+        turned = module.augmentation(batch, batch.generator())
+        loss = module.losses(batch, training=True)["loss"]
+    torch.testing.assert_close(turned.lengths, crystals.lengths)
+    assert bool(loss.isfinite())
+
+
 def test_rotating_turns_cell_vectors_and_atoms_alike(crystals: CrystalBatch) -> None:
     rotations = random_rotations(4, torch.Generator().manual_seed(0))
     turned = rotate(crystals, rotations)

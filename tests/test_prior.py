@@ -498,6 +498,18 @@ def training_losses(module: LatentPrior, batch: TrainingBatch, *, training: bool
         return module.losses(batch, training=training)
 
 
+def test_statistics_are_taken_for_what_is_trained_only():
+    def statistics(trained: list[str]) -> list[Tensor]:
+        module = LatentPrior(**tiny_prior_config(conditions=["energy"]), trained=trained)
+        module.fit_statistics(random_crystals((4, 1, 7, 2)))
+        prior = module.prior
+        return [prior.latent_mean, prior.conditions.mean, prior.composition_conditions.mean]
+
+    assert [bool(value.any()) for value in statistics(["flow", "composition"])] == [True, True, True]
+    assert [bool(value.any()) for value in statistics(["flow"])] == [True, True, False]
+    assert [bool(value.any()) for value in statistics(["composition"])] == [False, False, True]
+
+
 def test_the_loss_is_a_weighted_sum_and_repeats_with_the_seed():
     module = tiny_prior(conditions=["energy"])
     batch = TrainingBatch.whole(random_crystals(), seed=(0, 1, 2))

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from src.commands.publish import SMALL, publish
-from src.errors import CheckpointError, ConfigError
+from src.errors import CheckpointError, ConfigError, OutputError
 from src.prior_module.latent_prior import LatentPrior
 from src.vae_module import VAEModule
 from src.vae_module import checkpoint as checkpoints
@@ -20,7 +20,7 @@ from tests.samples import random_crystals, tiny_module, tiny_prior
 
 def options(ckpt_path: Path | str, name: str, output_dir: Path, *, prior_storage: str = "half") -> DictConfig:
     given = {"ckpt_path": str(ckpt_path), "name": name, "output_dir": str(output_dir), "prior_storage": prior_storage}
-    return OmegaConf.create(given)
+    return OmegaConf.create({**given, "overwrite": False})
 
 
 @pytest.fixture
@@ -81,6 +81,17 @@ def test_weights_beyond_half_precision_are_refused(tmp_path):
     module.save_checkpoint(tmp_path / "best.ckpt")
     with pytest.raises(CheckpointError, match="half precision"):
         publish(options(tmp_path / "best.ckpt", "x", tmp_path))
+
+
+def test_a_model_is_only_replaced_where_that_is_said(published):
+    _, path = published
+    before = path.read_bytes()
+    again = options(path.parents[1] / "best.ckpt", "tiny", path.parent)
+    with pytest.raises(OutputError, match=r"tiny\.ckpt: there is such a model already.*overwrite=true"):
+        publish(again)
+    again.overwrite = True
+    publish(again)
+    assert path.read_bytes() == before
 
 
 def test_an_unknown_storage_is_refused(tmp_path):

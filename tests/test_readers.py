@@ -226,6 +226,19 @@ def test_what_ase_reads_gives_the_same_crystals(tmp_path: Path, name: str) -> No
         assert dataset.crystals.properties["band_gap"].tolist() == [0.0, 0.5, 1.0, 1.5]
 
 
+def test_whole_numbers_of_a_frame_are_numbers_and_switches_are_not(tmp_path: Path) -> None:
+    import ase.io
+
+    atoms = CrystalBatch.from_structures(rock_salt_and_friends()[:3]).to_atoms()
+    for entry, gap in zip(atoms, (0, 1.1, 2), strict=True):
+        entry.info = {"band_gap": gap, "spacegroup_number": 225, "relaxed": True}
+    ase.io.write(tmp_path / "some.extxyz", atoms)
+    properties = read_ase(tmp_path / "some.extxyz").crystals.properties
+    torch.testing.assert_close(properties["band_gap"], torch.tensor([0.0, 1.1, 2.0]))
+    assert properties["spacegroup_number"].tolist() == [225.0] * 3
+    assert "relaxed" not in properties
+
+
 def test_frames_without_a_cell_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "two.xyz").write_text(
         '1\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 pbc="T T T"\nNa 0 0 0\n1\nno cell\nNa 0 0 0\n'

@@ -23,7 +23,7 @@ from src.evaluation.hull import (
     hull_energies,
 )
 from src.evaluation.potentials import CHGNET, Potential
-from src.evaluation.relax_batch import relax_crystals
+from src.evaluation.relax_batch import keeps, relax_crystals
 from src.evaluation.relaxation import Relaxation, displacement, matched_rmsd, relax
 from src.evaluation.runner import Runner
 from src.evaluation.stability import StabilitySettings, stability_section
@@ -142,8 +142,19 @@ def test_too_few_steps_are_no_convergence_and_too_little_time_a_failure():
     short = relax(crystal, potential=EMT, relaxation=Relaxation(max_steps=2))
     assert (short["converged"], short["steps"], short["failure"]) == (False, 2, "")
     late = relax(crystal, potential=EMT, relaxation=Relaxation(time_limit_s=1e-4))
-    assert late["timed_out"]
+    assert late["passing"]
     assert late["failure"] == "no answer within 0.0001 s"
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"), [(RuntimeError("CUDA out of memory"), False), (MemoryError(), False), (ValueError("no"), True)]
+)
+def test_what_depends_on_the_machine_is_not_kept(error: Exception, kept: bool, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("src.evaluation.relaxation._relax", fail)
+    assert keeps(relax(fcc([CU] * 4, 3.8), potential=EMT, relaxation=Relaxation())) == kept
 
 
 def test_elements_a_potential_lacks_are_a_failure_of_that_crystal_alone():
@@ -157,7 +168,7 @@ def test_what_ran_out_of_time_is_tried_again_and_the_rest_is_kept(tmp_path):
     crystals = CrystalBatch.from_arrays([fcc([CU] * 4, 3.8, noise=0.02)])
     runner = Runner(n_jobs=1, progress=False, cache=ResultCache(tmp_path))
     options = {"potential": EMT, "runner": runner}
-    assert relax_crystals(crystals, relaxation=Relaxation(time_limit_s=1e-4), **options)[0]["timed_out"]
+    assert relax_crystals(crystals, relaxation=Relaxation(time_limit_s=1e-4), **options)[0]["passing"]
     first = relax_crystals(crystals, relaxation=Relaxation(), **options)
     assert first[0]["converged"]
     # From the cache: no time is needed now, and it is the same to the last bit.
@@ -175,10 +186,10 @@ def test_displacement_leaves_out_a_common_shift():
 def test_rmsd_in_the_published_way():
     before = fcc([AU, CU, CU, CU], 3.75)
     same = matched_rmsd((before, before), time_limit_s=None)
-    assert same == {"rmsd": pytest.approx(0.0, abs=1e-6), "matched": True, "timed_out": False}
+    assert same == {"rmsd": pytest.approx(0.0, abs=1e-6), "matched": True, "passing": False}
     other = fcc([AU, AU, CU, CU], 3.75)
     apart = matched_rmsd((before, other), time_limit_s=None)
-    assert apart == {"rmsd": pytest.approx(0.5 * 3.75 / 4 ** (1 / 3)), "matched": False, "timed_out": False}
+    assert apart == {"rmsd": pytest.approx(0.5 * 3.75 / 4 ** (1 / 3)), "matched": False, "passing": False}
 
 
 # ---- the section ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ import torch
 from samples import tiny_prior_config
 from test_commands import TINY, compose, losses, table  # noqa: F401  table is a fixture
 
+from src.commands.latent import latent
 from src.commands.sample import sample
+from src.commands.sampling import sample_all
 from src.commands.train import train
 from src.data.augmentation import TrainingBatch
 from src.data.batch import CrystalBatch
@@ -95,6 +97,45 @@ def test_conditions_are_asked_for_on_the_command_line(run: Path, tmp_path: Path)
     assert "conditions" not in json.loads((tmp_path / "free" / "samples.json").read_text())["info"]
     each = ask(run, tmp_path / "each", "conditions.density=[30.0,null,30.0,null,30.0,null]")
     assert (each["volume"] == free["volume"]).tolist() == [False, True] * 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 10])
+def test_each_crystal_gets_its_own_request_whatever_the_batches(batch_size: int, without_type_checks: None):
+    class Recorder:
+        """Stands for a module with a prior, which takes crystals by size."""
+
+        prior, device = object(), torch.device("cpu")
+
+        def __init__(self) -> None:
+            self.seen: dict[int, float | None] = {}
+
+        def sample_crystals(self, part: CrystalBatch, *, conditions: dict[str, Any], **_: Any) -> CrystalBatch:
+            assert conditions["crystal_system"] == "cubic"
+            self.seen |= dict(zip(part.num_atoms.tolist(), conditions["density"], strict=True))
+            return part
+
+    module: Any = Recorder()
+    template = CrystalBatch.empty([8, 2, 5])
+    asked = {"conditions": {"density": [0.8, None, 0.5], "crystal_system": "cubic"}}
+    found = sample_all(module, template, batch_size, torch.Generator(), asked)
+    assert found.num_atoms.tolist() == [8, 2, 5]
+    assert module.seen == {8: 0.8, 2: None, 5: 0.5}
+    asked["conditions"]["density"] = [0.8, 0.5]
+    with pytest.raises(ConfigError, match=r"conditions\.density: got 2 values for 3 crystals"):
+        sample_all(module, template, batch_size, torch.Generator(), asked)
+
+
+def test_reconstruction_from_the_command_line_tells_what_crystals_are(
+    run: Path, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    data = [option for option in options if option.startswith("data")]
+    best = run / "checkpoints" / "best.ckpt"
+    latent(compose("latent", ["operation=reconstruct", "split=val", f"ckpt_path={best}", "device=cpu", *data]))
+    written = pd.read_csv(tmp_path / "latent" / "samples.csv")
+    held_out = build("data", compose("train_vae", [*options, "output_dir=x"]).data).dataset("val").crystals
+    expected = VAEModule.load_from_checkpoint(best).reconstruct_crystals(held_out)
+    assert written["volume"].tolist() == pytest.approx(expected.volumes.tolist(), rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -328,7 +328,7 @@ def test_requests_that_cannot_be_met_are_one_paragraph(
 
 def test_what_needs_a_prior_is_refused_for_a_vae(folder: Path, tmp_path: Path):
     base = [f"ckpt_path={folder / 'dng.ckpt'}", f"output_dir={tmp_path / 'out'}"]
-    for asked in ("sampler.steps=5", "chemical_system=Li-O"):
+    for asked in ("sampler.steps=5", "chemical_system=Li-O", "chemical_system_subsets=true"):
         with pytest.raises(ConfigError, match=r"this checkpoint holds no learned prior, which that needs"):
             sample(compose("sample", [*base, asked]))
     with pytest.raises(ConfigError, match=r"conditions: got crystal_system; this model was trained without any"):
@@ -348,6 +348,14 @@ def test_what_needs_a_prior_is_refused_for_a_vae(folder: Path, tmp_path: Path):
         (["ckpt_path={folder}/csp.ckpt"], "'vae' model; expected 'prior'"),
         (["ckpt_path={folder}/csp.ckpt", "resume_from={folder}"], "resume_from and ckpt_path exclude each other"),
         (["prior_module.prior.prediction=noise"], "prior.prediction: got 'noise'"),
+        (["prior_module.prior.conditions=band_gap"], "conditions: got 'band_gap'; expected a list of names"),
+        (["prior_module.prior.conditions=[band_gap,band_gap]"], "expected each once"),
+        (["prior_module.prior.dim_feedforward=0"], "prior.dim_feedforward: got 0"),
+        (["prior_module.prior.composition.num_layers=0"], "composition.num_layers: got 0"),
+        (["trainer.max_epochs=-1", "trainer.max_time=00:00:01:00"], "prior_module.scheduler: has to know how many"),
+        (["resume_from={folder}/run", "prior_module/optimizer=adamw"], "prior_module.optimizer is"),
+        (["resume_from={folder}/run", "prior_module.trained=[flow]"], "prior_module.trained is"),
+        (["output_dir={folder}/run"], "holds another run; continue it with resume_from="),
         (["prior_module.prior.composition.max_atoms=2"], "3 atoms in a crystal.*prior_module.prior.composition.max_at"),
         (["callbacks.generation.num_samples=0"], "callbacks.generation: got num_samples 0"),
         (["prior_module.condition_dropout.all=3"], "all is 3; expected a share"),
@@ -355,12 +363,26 @@ def test_what_needs_a_prior_is_refused_for_a_vae(folder: Path, tmp_path: Path):
     ],
 )
 def test_training_that_cannot_be_says_why(
-    options: list[str], folder: Path, tmp_path: Path, arguments: list[str], expected: str, without_type_checks: None
+    options: list[str],
+    folder: Path,
+    run: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    expected: str,
+    without_type_checks: None,
 ):
     arguments = [entry.format(folder=folder) for entry in arguments]
     given = [entry for entry in options if not any(entry.split("=")[0] == new.split("=")[0] for new in arguments)]
     with pytest.raises((ConfigError, CrystalVAEError, DataError), match=expected):
         train(given, f"output_dir={tmp_path / 'run'}", "trainer.max_epochs=1", *arguments)
+
+
+def test_a_prior_of_structures_alone_is_measured_on_the_compositions_of_the_training_set(
+    options: list[str], tmp_path: Path
+):
+    given = [entry for entry in options if not entry.startswith("prior_module.prior.composition=")]
+    train(given, f"output_dir={tmp_path / 'run'}", "trainer.max_epochs=2", "prior_module.prior.composition=null")
+    assert metrics(tmp_path / "run", "val/vun_contacts")
 
 
 @pytest.mark.slow

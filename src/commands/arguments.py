@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+from src.data.writers import FORMATS
 from src.errors import ConfigError
 
 
@@ -25,6 +27,16 @@ def number(key: str, value: object) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not (math.isfinite(value) and value >= 0):
         raise ConfigError(f"{key}: got {value!r}; expected a number, at least 0")
     return float(value)
+
+
+def formats(value: object) -> list[str]:
+    """Check for one or some of the formats in which crystals are written."""
+    names = [value] if isinstance(value, str) else list(value) if isinstance(value, Sequence) else None
+    if names is None or not all(isinstance(name, str) and name in FORMATS for name in names):
+        raise ConfigError(
+            f"formats: got {value}; expected a list of some of {', '.join(FORMATS)}, such as [cif,extxyz]"
+        )
+    return names
 
 
 def path(key: str, value: object) -> Path:

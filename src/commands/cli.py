@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from src.errors import ConfigError, CrystalVAEError
+from src.vae_module.build import to_plain, trusting
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ def run_command(config_name: str, command: Callable[[DictConfig], str]) -> None:
         set_up_logging()
         try:
             _check_required(config)
-            message = command(config)
+            with trusting(to_plain(config.trusted_targets)):
+                message = command(config)
         except CrystalVAEError as error:
             errors.print(f"[bold red]error:[/] {_escape(str(error))}")
             sys.exit(1)

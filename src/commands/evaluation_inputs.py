@@ -14,7 +14,7 @@ from rich.progress import track
 from src.commands import arguments
 from src.commands.cli import config_dir
 from src.commands.device import choose_device
-from src.commands.sampling import elements_needed, sample_all, sampling_options
+from src.commands.sampling import elements_needed, options_of, sample_all, sampling_options
 from src.commands.template import sample_template
 from src.data.batch import CrystalBatch
 from src.data.datamodule import CrystalDataModule
@@ -144,7 +144,9 @@ def generate(config: DictConfig, module: VAEModule, *, timed: bool) -> tuple[Cry
     if timed:
         other = torch.Generator().manual_seed(1)
         times = time_sampling(
-            lambda size: module.sample_crystals(template[:size], generator=other, **options),
+            lambda size: module.sample_crystals(
+                template[:size], generator=other, **options_of(options, torch.arange(size), count)
+            ),
             samples=min(count, TIMED_SAMPLES),
             device=module.device,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -18,7 +17,6 @@ from src.data.batch import CrystalBatch
 from src.data.dataset import CrystalDataset
 from src.data.output_dir import check_output_dir
 from src.data.sources import SPLITS, cache_root, read_anything
-from src.data.writers import FORMATS
 from src.errors import ConfigError
 from src.evaluation.validity import describe
 from src.vae_module import checkpoint as checkpoints
@@ -92,7 +90,7 @@ def latent(config: DictConfig) -> str:
     if config.operation not in OPERATIONS:
         raise ConfigError(f"operation: got {config.operation!r}; expected one of {', '.join(OPERATIONS)}")
     request = Request(config)
-    formats = _formats(config.formats)
+    formats = None if config.formats is None else arguments.formats(config.formats)
     check_output_dir(request.output_dir, overwrite=config.overwrite)
     outcome = OPERATIONS[config.operation](request)
     facts = describe(outcome.crystals)
@@ -120,7 +118,7 @@ def _reconstruct(request: Request) -> Outcome:
     data = request.crystals("reconstruct")
     generator = torch.Generator().manual_seed(request.seed)
     module = request.module()
-    crystals = module.taken("input", data.crystals)
+    crystals = module.condition.known(module.taken("input", data.crystals))
     made = reconstruct(
         module.vae, crystals, deterministic=deterministic, generator=generator, batch_size=request.batch_size
     )
@@ -187,7 +185,7 @@ def _map(request: Request) -> Outcome:
     path = draw_map(
         points,
         None if values is None else values.double().numpy(),
-        request.output_dir.with_suffix(".png"),
+        request.output_dir.with_name(f"{request.output_dir.name}.png"),
         label=str(options.color or ""),
         method=options.method,
     )
@@ -244,12 +242,3 @@ def _named(dataset: CrystalDataset, names: list[str]) -> CrystalDataset:
         some = ", ".join(list(dataset.ids)[:3])
         raise ConfigError(f"ids: no crystal {', '.join(missing[:5])}; there are {len(dataset)}, such as {some}")
     return dataset.subset([rows[name] for name in names])
-
-
-def _formats(value: Any) -> list[str] | None:
-    if value is None:
-        return None
-    formats = [value] if isinstance(value, str) else list(value)
-    if not set(formats) <= set(FORMATS):
-        raise ConfigError(f"formats: got {value}; expected a list of some of {', '.join(FORMATS)}, such as [cif]")
-    return formats

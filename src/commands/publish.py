@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from src.commands import arguments
-from src.errors import CheckpointError, ConfigError
+from src.errors import CheckpointError, ConfigError, OutputError
 from src.vae_module import checkpoint as checkpoints
 from src.vae_module.transformer import check_choice
 
@@ -28,6 +28,9 @@ def publish(config: DictConfig) -> str:
         raise ConfigError(f"name: got {name!r}; expected lower-case letters, digits and hyphens, such as mp20-small")
     source = arguments.path("ckpt_path", config.ckpt_path)
     folder = arguments.path("output_dir", config.output_dir)
+    path = folder / f"{name}.ckpt"
+    if path.exists() and not config.overwrite:
+        raise OutputError(f"{path}: there is such a model already; give another name or output_dir, or overwrite=true")
     content = checkpoints.read(source, plain_data_only=True)
     check_choice("prior_storage", config.prior_storage, get_args(PriorStorage))
     weights: dict[str, Tensor] = content["state_dict"]
@@ -39,7 +42,6 @@ def publish(config: DictConfig) -> str:
         "state_dict": {key: _halved(key, value) for key, value in weights.items() if key not in packed},
         checkpoints.KEY: content[checkpoints.KEY],
     }
-    path = folder / f"{name}.ckpt"
     checkpoints.write({**published, checkpoints.PACKED: packed} if packed else published, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     manifest = folder / checkpoints.MANIFEST

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 
 import torch
 from omegaconf import DictConfig
@@ -15,8 +14,7 @@ from src.commands.ranks import Ranks, joined_processes
 from src.commands.relaxing import Relaxer
 from src.commands.sampling import elements_needed, sample_all, sampling_options
 from src.commands.template import sample_template
-from src.data.writers import FORMATS, write_crystals
-from src.errors import ConfigError
+from src.data.writers import write_crystals
 from src.evaluation.validity import describe
 from src.vae_module import checkpoint as checkpoints
 from src.vae_module.build import to_plain
@@ -41,7 +39,7 @@ def _sample(config: DictConfig, ranks: Ranks) -> str:
     count = arguments.positive("num_samples", config.num_samples)
     batch_size = arguments.positive("batch_size", config.batch_size)
     seed = arguments.whole("seed", config.seed)
-    formats = _formats(config.formats)
+    formats = arguments.formats(config.formats)
     output_dir = arguments.path("output_dir", config.output_dir)
     ckpt_path = arguments.path("ckpt_path", config.ckpt_path)
     check_output_dir(output_dir, overwrite=config.overwrite)
@@ -50,10 +48,11 @@ def _sample(config: DictConfig, ranks: Ranks) -> str:
     module = VAEModule.load_from_checkpoint(checkpoints.find(ckpt_path), map_location=device)
     generator = torch.Generator().manual_seed(seed)
     options = sampling_options(module, config)
+    num_atoms = to_plain(config.num_atoms)
     template = sample_template(
         module,
         count,
-        num_atoms=to_plain(config.num_atoms),
+        num_atoms=num_atoms,
         composition=config.composition,
         formula_units=config.formula_units,
         generator=generator,
@@ -74,7 +73,9 @@ def _sample(config: DictConfig, ranks: Ranks) -> str:
         "seed": seed,
         "latents": latents,
         **options,
+        "num_atoms": num_atoms,
         "composition": config.composition,
+        "formula_units": config.formula_units,
         "batch_size": batch_size,
         "seconds": round(seconds, 3),
         "relaxation": None if relaxer is None else relaxer.settings(),
@@ -85,25 +86,12 @@ def _sample(config: DictConfig, ranks: Ranks) -> str:
     table = facts if outcomes is None else facts.join(outcomes)
     write_crystals(crystals, output_dir, table=table, formats=formats, overwrite=config.overwrite, info=info)
     valid = sum(facts["valid"].tolist())
-    relaxed = (
-        ""
-        if outcomes is None
-        else (
-            f"; {sum(outcomes['relaxed'])} relaxed with {config.potential.name} ({sum(outcomes['converged'])} converged), "
-            "the rest as sampled"
-        )
-    )
+    relaxed = ""
+    if outcomes is not None:
+        done, converged = sum(outcomes["relaxed"]), sum(outcomes["converged"])
+        relaxed = f"; {done} relaxed with {config.potential.name} ({converged} converged), the rest as sampled"
     return (
         f"{count} crystals in {output_dir.absolute()}: {' + '.join(formats) or 'no structure files'} and samples.csv; "
         f"{valid} ({valid / count:.1%}) structurally valid (every distance at least 0.5 Å, volume at least 0.1 Å^3); "
         f"sampled from {latents} in {seconds:.1f} s on {device}{relaxed}"
     )
-
-
-def _formats(value: object) -> list[str]:
-    formats = [value] if isinstance(value, str) else list(value) if isinstance(value, Sequence) else None
-    if formats is None or not set(formats) <= set(FORMATS):
-        raise ConfigError(
-            f"formats: got {value}; expected a list of some of {', '.join(FORMATS)}, such as [cif,extxyz]"
-        )
-    return formats

@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from torch import Tensor
 
 from src.commands import arguments
 from src.commands.ranks import ALONE, Ranks
@@ -16,6 +17,7 @@ from src.data.batch import CrystalBatch
 from src.errors import ConfigError
 from src.prior_module.sampling import batches_by_size
 from src.vae_module.build import to_plain
+from src.vae_module.conditions import asked_of
 from src.vae_module.vae_module import VAEModule
 
 
@@ -30,7 +32,8 @@ def sampling_options(module: VAEModule, config: DictConfig) -> dict[str, Any]:
     if not isinstance(config.chemical_system_subsets, bool):
         raise ConfigError(f"chemical_system_subsets: got {config.chemical_system_subsets!r}; expected true or false")
     if module.prior is None:
-        asked = {"sampler": sampler, "chemical_system": system}
+        subsets = config.chemical_system_subsets
+        asked = {"sampler": sampler, "chemical_system": system, "chemical_system_subsets": subsets}
         given = [name for name, value in asked.items() if value]
         if given:
             raise ConfigError(
@@ -68,6 +71,12 @@ def _mapping(key: str, value: object) -> dict[str, Any]:
     return {str(name): entry for name, entry in plain.items() if entry is not None}
 
 
+def options_of(options: Mapping[str, Any], rows: Tensor, count: int) -> dict[str, Any]:
+    """Return the options of sampling for some of `count` crystals: of lists of conditions their own entries."""
+    conditions = options.get("conditions")
+    return {**options, **({"conditions": asked_of(conditions, rows.tolist(), count)} if conditions else {})}
+
+
 def sample_all(
     module: VAEModule,
     template: CrystalBatch,
@@ -97,8 +106,9 @@ def sample_all(
         for number, (rows, own) in enumerate(jobs):
             part = template[rows]
             if ranks.mine(number):
+                asked = options_of(options, rows, len(template))
                 size = {} if module.prior is None else {"batch_size": len(rows)}
-                parts.append((number, module.sample_crystals(part, generator=own, **size, **options).to("cpu")))
+                parts.append((number, module.sample_crystals(part, generator=own, **size, **asked).to("cpu")))
                 progress.advance(task, len(rows))
             elif module.prior is None:  # one stream of random numbers for all batches: pass over those of the others
                 module.vae.bottleneck.draw(part.to(module.device), temperature=options["temperature"], generator=own)

@@ -32,7 +32,9 @@ from src.vae_module.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
 
-_MODEL_KEYS = ("encoder", "decoder", "bottleneck", "latent_dim", "atom_type_predict", "condition")
+CHECKPOINTS = "checkpoints"
+"""Folder of a run folder."""
+_MODEL_KEYS = ("encoder", "decoder", "bottleneck", "latent_dim", "atom_type_predict", "condition", "optimizer")
 
 
 def train(config: DictConfig) -> str:
@@ -57,10 +59,12 @@ def run_training(
     `kind` is the checkpoints' kind of model; a run is only resumed where `model_keys` of its config are the same.
     """
     resume = _resume_checkpoint(config)
-    if resume is not None and not _output_dir_given():
+    if resume is not None and resume.parent.name == CHECKPOINTS and not _output_dir_given():
         config.output_dir = str(resume.parent.parent)
     OmegaConf.resolve(config)
     output_dir = Path(config.output_dir).absolute()
+    if is_main_process():
+        _check_run_folder(output_dir, resume, overwrite=config.overwrite)
     L.seed_everything(config.seed, workers=True, verbose=False)
     datamodule = build("data", config.data)
     module = start()
@@ -111,7 +115,7 @@ def _resume_checkpoint(config: DictConfig) -> Path | None:
     if config.resume_from is None:
         return None
     given = Path(config.resume_from).expanduser().absolute()
-    path = given / "checkpoints" / "last.ckpt" if given.is_dir() else given
+    path = given / CHECKPOINTS / "last.ckpt" if given.is_dir() else given
     if not path.is_file():
         raise CheckpointError(f"resume_from={config.resume_from}: no checkpoint {path}")
     return path
@@ -172,8 +176,22 @@ def _build_all(name: str, group: DictConfig | None) -> list[Any]:
     return [build(f"{name}.{key}", value) for key, value in entries.items() if value is not None]
 
 
+def _check_run_folder(output_dir: Path, resume: Path | None, *, overwrite: bool) -> None:
+    if not isinstance(overwrite, bool):
+        raise ConfigError(f"overwrite: got {overwrite!r}; expected true or false")
+    own = resume is not None and resume.is_relative_to(output_dir)
+    if not own and not overwrite and (output_dir / "run.json").exists():
+        raise OutputError(
+            f"output_dir={output_dir}: holds another run; continue it with resume_from=, give another folder, or "
+            "replace it with overwrite=true"
+        )
+
+
 def _start_run(config: DictConfig, output_dir: Path, *, resumed_from: Path | None) -> None:
     try:
+        if resumed_from is None:  # what an earlier run left, for which `_check_run_folder` was asked
+            for name in ("best.ckpt", "last.ckpt"):
+                (output_dir / CHECKPOINTS / name).unlink(missing_ok=True)
         output_dir.mkdir(parents=True, exist_ok=True)
         if not os.access(output_dir, os.W_OK):
             raise PermissionError(13, "Permission denied")
@@ -213,7 +231,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _farewell(output_dir: Path, trainer: L.Trainer, status: str, kind: str) -> str:
-    best = output_dir / "checkpoints" / "best.ckpt"
+    best = output_dir / CHECKPOINTS / "best.ckpt"
     lines = [f"training {status} after {trainer.current_epoch} epochs; everything is in {output_dir}"]
     if status == "interrupted":
         lines.append(f"continue:    add resume_from={output_dir} to the same command")

@@ -39,7 +39,7 @@ def train_prior(config: DictConfig) -> str:
 
     if config.resume_from is not None and config.ckpt_path is not None:
         raise ConfigError("resume_from and ckpt_path exclude each other: the one continues a run, the other starts one")
-    return run_training(config, start, kind="prior", model_keys=("vae", "prior"))
+    return run_training(config, start, kind="prior", model_keys=("vae", "prior", "trained", "optimizer"))
 
 
 def _without_prior(module: VAEModule) -> VAEModule:

@@ -20,8 +20,9 @@ def translate(crystals: CrystalBatch, shifts: Float[Tensor, "B 3"]) -> CrystalBa
 
 
 def rotate(crystals: CrystalBatch, rotations: Float[Tensor, "B 3 3"]) -> CrystalBatch:
-    """Rotate each lattice by its own rotation R: every cell vector v becomes R v."""
-    return crystals.replace(lattices=crystals.lattices @ rotations.transpose(-1, -2))
+    """Rotate each lattice by its own rotation R: every cell vector v becomes R v, always in full precision."""
+    with torch.autocast(crystals.device.type, enabled=False):
+        return crystals.replace(lattices=crystals.lattices @ rotations.transpose(-1, -2))
 
 
 def corrupt(crystals: CrystalBatch, masked: Bool[Tensor, "N"], displacements: Float[Tensor, "N 3"]) -> CrystalBatch:

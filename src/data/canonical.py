@@ -62,7 +62,7 @@ def element_order() -> Int[Tensor, "E"]:
 
 def crystal_system(space_groups: Float[Tensor, "B"] | Int[Tensor, "B"]) -> Int[Tensor, "B"]:
     """Return the number in `CRYSTAL_SYSTEMS` of each space group 1..230, and -1 for what is not one (NaN too)."""
-    numbers = torch.nan_to_num(space_groups.double(), nan=0.0).long()
+    numbers = torch.nan_to_num(space_groups.float(), nan=0.0).long()
     system = torch.searchsorted(torch.tensor(_FIRST_SPACE_GROUPS, device=numbers.device), numbers, right=True) - 1
     return torch.where((numbers >= 1) & (numbers <= 230), system, torch.full_like(system, -1))
 

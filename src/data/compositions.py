@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from src.data.batch import MAX_ATOMIC_NUMBER, CrystalBatch
+from src.data.units import GRAM_PER_CM3
 from src.errors import ConfigError
 
-_GRAMS_PER_CM3 = 1.66053906660
 """One atomic mass unit per Å^3."""
 
 
@@ -31,7 +31,7 @@ def densities(crystals: CrystalBatch) -> Float[Tensor, "B"]:
     masses = _masses().to(crystals.device)[crystals.atom_types]
     mass = torch.zeros(crystals.num_graphs, device=crystals.device).index_add(0, crystals.batch, masses)
     volumes = crystals.volumes.float()
-    return torch.where(volumes > 0, mass / volumes * _GRAMS_PER_CM3, torch.nan)
+    return torch.where(volumes > 0, mass / volumes * GRAM_PER_CM3, torch.nan)
 
 
 @cache

@@ -18,7 +18,7 @@ from src.errors import DataError
 
 log = logging.getLogger(__name__)
 
-READER_VERSION = 2
+READER_VERSION = 3
 """Part of every cache key: raise it whenever the same file would be read differently."""
 FIELDS = ("atom_types", "frac_coords", "lattices", "num_atoms")
 """What a batch of crystals is made of, beside properties."""

@@ -41,12 +41,15 @@ def neighbour_graph(crystals: CrystalBatch, *, cutoff: float, max_neighbours: in
     With `max_neighbours` only the nearest that many count, and those as far as the last of them (within `TIE`), so that
     a shell is never split: the graph depends neither on the atoms' order nor on rounding. An atom with nothing within
     the cutoff gets its nearest shell, however far: every atom has a neighbour. Skewed cells are reduced first, for
-    speed; the result is that of the cell as given. All on the batch's device, without a loop over crystals.
+    speed; the result is that of the cell as given. All on the batch's device (on Apple's, which
+    lack double precision, the search is the CPU's), without a loop over crystals.
 
     Raises `DataError` for a cell that is not finite, has no volume, or is too thin to be searched.
     """
     with torch.no_grad(), torch.autocast(crystals.device.type, enabled=False):
-        edges = _search(crystals, cutoff, max_neighbours)
+        has_double = crystals.device.type != "mps"
+        edges = _search(crystals if has_double else crystals.to("cpu"), cutoff, max_neighbours)
+        edges = edges if has_double else edges.to(crystals.device)
     with torch.autocast(crystals.device.type, enabled=False):
         neighbour, atom = edges.neighbour, edges.atom
         displacement = crystals.frac_coords[neighbour] - crystals.frac_coords[atom] + edges.shift
@@ -84,6 +87,15 @@ class _Edges:
     def sorted(self) -> _Edges:
         farthest = self.distance.max() if self.distance.numel() else 1.0
         return self.some(torch.argsort(self.atom + 0.5 * self.distance.double() / farthest))
+
+    def to(self, device: torch.device) -> _Edges:
+        """Return the edges on another device, in single precision."""
+        return _Edges(
+            self.neighbour.to(device),
+            self.atom.to(device),
+            self.shift.float().to(device),
+            self.distance.float().to(device),
+        )
 
     def some(self, chosen: Tensor) -> _Edges:
         return _Edges(self.neighbour[chosen], self.atom[chosen], self.shift[chosen], self.distance[chosen])

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -211,7 +212,10 @@ def _ase_row(path: Path, number: int, atoms: Atoms) -> Row:
     properties = {
         str(name): float(value)
         for name, value in info.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and name not in _IDS
+        if isinstance(value, Real)  # NumPy's numbers too, of which ASE reads whole ones as integers
+        and not isinstance(value, (bool, np.bool_))
+        and math.isfinite(value)
+        and name not in _IDS
     }
 
     def read() -> RawCrystal:

@@ -16,6 +16,8 @@ import numpy as np
 from ase.data import covalent_radii
 from jaxtyping import Bool, Float, Int
 
+from src.data.units import GRAM_PER_CM3
+
 if TYPE_CHECKING:
     from pymatgen.core import Element, Structure
 
@@ -257,7 +259,7 @@ def densities(
     numbers: Int[np.ndarray, "K S"], counts: Int[np.ndarray, "S"], volumes: Float[np.ndarray, "K"]
 ) -> Float[np.ndarray, "K"]:
     """Return densities in g/cm^3 of cells with `counts` atoms of each element and volumes in Å^3."""
-    return element_table().mass[numbers] @ counts / volumes * 1.66053906660
+    return element_table().mass[numbers] @ counts / volumes * GRAM_PER_CM3
 
 
 def are_valid(

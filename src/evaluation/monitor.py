@@ -73,7 +73,10 @@ class GenerationMonitor(L.Callback):
             self._index = TrainIndex(train)
         generator = torch.Generator().manual_seed(self.seed)
         rows = torch.randint(len(train), (self.num_samples,), generator=generator)
-        crystals = module.sample(CrystalBatch.empty(train.num_atoms[rows]), generator=generator)
+        template = CrystalBatch.empty(train.num_atoms[rows])
+        if module.prior.elements_given and module.prior.composition is None:  # it predicts structures only
+            template = template.replace(atom_types=train[rows].atom_types)
+        crystals = module.sample(template, generator=generator)
         found = valid_unique_novel(crystals, self._index, runner=self.runner)
         shares = found.shares()
         unique = int((found.valid & found.unique).sum())

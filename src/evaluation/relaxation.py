@@ -57,7 +57,7 @@ class Relaxation:
 class Relaxed(TypedDict):
     """What became of one crystal: total energies in eV before and after, and where atoms and cell ended.
 
-    `failure` says why there is nothing, and is empty otherwise; `timed_out` is true where that depends on the machine.
+    `failure` says why there is nothing, and is empty otherwise; `passing` is true where that depends on the machine.
     """
 
     initial_energy: float
@@ -67,7 +67,7 @@ class Relaxed(TypedDict):
     frac_coords: list[list[float]]
     lattice: list[list[float]]
     failure: str
-    timed_out: bool
+    passing: bool
 
 
 def relax(crystal: Arrays, *, potential: Potential, relaxation: Relaxation) -> Relaxed:
@@ -85,14 +85,15 @@ def relax(crystal: Arrays, *, potential: Potential, relaxation: Relaxation) -> R
         with time_limit(relaxation.time_limit_s), _quiet():
             return _relax(atoms, relaxation)
     except TimedOutError:
-        return failed(f"no answer within {relaxation.time_limit_s:g} s", timed_out=True)
+        return failed(f"no answer within {relaxation.time_limit_s:g} s", passing=True)
     except CrystalVAEError:
         raise
     except Exception as error:  # noqa: BLE001 - any error for one crystal must not take down the others
-        return failed(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return failed(reason, passing=isinstance(error, (MemoryError, OSError)) or "out of memory" in reason.lower())
 
 
-def failed(reason: str, *, timed_out: bool = False) -> Relaxed:
+def failed(reason: str, *, passing: bool = False) -> Relaxed:
     """Return the outcome of a crystal that has no energy, and why."""
     return Relaxed(
         initial_energy=math.nan,
@@ -102,7 +103,7 @@ def failed(reason: str, *, timed_out: bool = False) -> Relaxed:
         frac_coords=[],
         lattice=[],
         failure=reason,
-        timed_out=timed_out,
+        passing=passing,
     )
 
 
@@ -138,7 +139,7 @@ def _relax(atoms: Atoms, relaxation: Relaxation) -> Relaxed:
         frac_coords=frac_coords.tolist(),
         lattice=cell.tolist(),
         failure="",
-        timed_out=False,
+        passing=False,
     )
 
 
@@ -153,7 +154,7 @@ def displacement(before: Arrays, after: Arrays) -> float:
 
 
 def matched_rmsd(pair: tuple[Arrays, Arrays], *, time_limit_s: float | None) -> dict[str, object]:
-    """Return the RMSD of relaxation in Å as MatterGen's code has it: `rmsd`, `matched`, and `timed_out`.
+    """Return the RMSD of relaxation in Å as MatterGen's code has it: `rmsd`, `matched`, and `passing`.
 
     pymatgen's matcher at `RMSD_TOLERANCES`, unscaled, with supercells; its normalised result times (V/n)^(1/3) of the
     mean lattice. Where there is no match the normalised result is taken to be `stol`.
@@ -172,11 +173,11 @@ def matched_rmsd(pair: tuple[Arrays, Arrays], *, time_limit_s: float | None) -> 
         with time_limit(time_limit_s):
             found = matcher.get_rms_dist(first, second)
     except TimedOutError:
-        return {"rmsd": RMSD_TOLERANCES["stol"] * length, "matched": False, "timed_out": True}
+        return {"rmsd": RMSD_TOLERANCES["stol"] * length, "matched": False, "passing": True}
     except Exception:  # noqa: BLE001 - what the matcher cannot compare it does not match
         found = None
     value = RMSD_TOLERANCES["stol"] if found is None else float(found[0])
-    return {"rmsd": value * length, "matched": found is not None, "timed_out": False}
+    return {"rmsd": value * length, "matched": found is not None, "passing": False}
 
 
 def _structure(crystal: Arrays) -> Structure:

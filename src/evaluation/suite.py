@@ -28,7 +28,7 @@ from src.evaluation.speed import SamplingTimes, speed_section
 from src.evaluation.stability import StabilitySettings, stability_section
 from src.evaluation.symmetry import TOLERANCES as SYMMETRY_TOLERANCES
 from src.evaluation.symmetry import symmetry_section
-from src.evaluation.train_index import TrainIndex
+from src.evaluation.train_index import ReducedCells, TrainIndex
 from src.evaluation.uniqueness import valid_unique_novel
 from src.evaluation.uniqueness_section import uniqueness_section
 from src.evaluation.validity_section import validity_section
@@ -193,7 +193,7 @@ def _sections(
 ) -> list[Section]:
     crystals, reference = generated.crystals, known.reference.crystals
     unreadable = len(generated.unreadable)
-    index = TrainIndex(known.train.crystals) if known.train is not None else None
+    index = TrainIndex(known.train.crystals, timeout_s=settings.timeout_s) if known.train is not None else None
     done: dict[str, Section] = {}
 
     def coverage() -> Section:
@@ -211,7 +211,8 @@ def _sections(
         unique, novel = columns.get("unique"), columns.get("novel")
 
         def classify(relaxed: CrystalBatch) -> tuple[Sequence[bool], Sequence[bool]]:
-            found = valid_unique_novel(relaxed, index, runner=runner, only_valid=False)
+            cells = ReducedCells(relaxed, timeout_s=settings.timeout_s)
+            found = valid_unique_novel(cells, index, runner=runner, only_valid=False)
             return found.unique.tolist(), found.novel.tolist()
 
         return stability_section(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from src.data.batch import CrystalBatch
+from src.data.units import GRAM_PER_CM3
 from src.evaluation.distances import shortest_distances
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ MIN_DISTANCE = 0.5
 """Shortest distance in Å that a valid crystal may have (CDVAE, Xie et al. 2022, arXiv:2110.06197, section 5.2)."""
 MIN_VOLUME = 0.1
 """Smallest cell volume in Å^3 that a valid crystal may have (same source, its published code)."""
-GRAM_PER_CM3 = 1.66053906660
-"""One dalton per Å^3 in g/cm^3 (CODATA 2018)."""
 
 
 def describe(crystals: CrystalBatch) -> pd.DataFrame:

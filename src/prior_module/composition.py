@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from src.data.batch import CrystalBatch
 from src.data.canonical import element_order
 from src.errors import ConfigError, DataError
+from src.vae_module.checks import check_count
 
 _NEVER = -1e9
 
@@ -66,6 +67,7 @@ class CompositionModel(nn.Module):
         super().__init__()
         if d_model < 1 or nhead < 1 or d_model % nhead:
             raise ConfigError(f"composition.d_model: got {d_model} with nhead {nhead}; expected a multiple of nhead")
+        check_count("composition.num_layers", num_layers)
         self.max_atoms = max_atoms
         self.element_embedder = nn.Embedding(max_num_elements, d_model)
         self.count_embedder = nn.Embedding(max_atoms + 1, d_model)

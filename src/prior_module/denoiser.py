@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from src.data.batch import CrystalBatch
 from src.errors import ConfigError
+from src.vae_module.checks import feedforward_width
 from src.vae_module.packing import PaddingPlan
 from src.vae_module.transformer import SelfAttention, full_precision, sinusoidal_positions
 
@@ -74,10 +75,9 @@ class Denoiser(nn.Module):
         self.size_embedder = _embedder(d_model)
         widen = nn.Linear(d_model, 6 * d_model)
         self.modulation = nn.Sequential(nn.SiLU(), widen)
+        hidden = feedforward_width("prior.dim_feedforward", dim_feedforward, d_model)
         self.layers = nn.ModuleList(
-            ModulatedLayer(
-                d_model=d_model, nhead=nhead, dim_feedforward=dim_feedforward or 4 * d_model, dropout=dropout
-            )
+            ModulatedLayer(d_model=d_model, nhead=nhead, dim_feedforward=hidden, dropout=dropout)
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(d_model)

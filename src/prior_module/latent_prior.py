@@ -177,7 +177,13 @@ class LatentPrior(OverFrozenVAE):
 
     @torch.no_grad()
     def fit_statistics(self, crystals: CrystalBatch, *, batch_size: int = 1024) -> None:
-        """Encode crystals and take over the statistics of their latents and conditions."""
+        """Take over the statistics of crystals' latents and conditions, for the parts that are trained."""
+        values = condition_values(crystals, self.prior.names)
+        if "composition" in self.trained and self.prior.composition is not None:
+            self.prior.composition_conditions.fit(values)
+        if "flow" not in self.trained:
+            return
+        self.prior.conditions.fit(values)
         starts = range(0, len(crystals), batch_size)
         console = Console(stderr=True)
         means, variances = [], []
@@ -187,10 +193,6 @@ class LatentPrior(OverFrozenVAE):
             means.append(posterior.mean)
             variances.append(posterior.var)
         self.prior.fit_latents(torch.cat(means), torch.cat(variances))
-        values = condition_values(crystals, self.prior.names)
-        self.prior.conditions.fit(values)
-        if self.prior.composition is not None:
-            self.prior.composition_conditions.fit(values)
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser over what is `trained`, and the learning-rate schedule."""

@@ -98,11 +98,12 @@ class LatentFlow(nn.Module):
         `signal` is the share of each latent number's variance that tells crystals apart, Var μ / (Var μ + E σ²); the
         flow's loss weighs the numbers with it, as the rest is noise that no estimate can know.
         """
-        between = mean.double().var(dim=0)
-        total = between + variance.double().mean(dim=0)
-        self.latent_mean.copy_(mean.double().mean(dim=0))
-        self.latent_std.copy_(total.sqrt().clamp_min(1e-6))
-        self.signal.copy_(between / total.clamp_min(1e-12))
+        mean, variance = (values.cpu().double() for values in (mean, variance))  # Apple's devices have no float64
+        between = mean.var(dim=0)
+        total = between + variance.mean(dim=0)
+        self.latent_mean.copy_(mean.mean(dim=0).float())
+        self.latent_std.copy_(total.sqrt().clamp_min(1e-6).float())
+        self.signal.copy_((between / total.clamp_min(1e-12)).float())
 
     def standardize(self, latents: Float[Tensor, "N L"]) -> Float[Tensor, "N L"]:
         """Return (z - mean) / std."""
@@ -182,11 +183,10 @@ class LatentFlow(nn.Module):
             unknown = self.conditions(nothing, count)
 
         def estimate(x: Float[Tensor, "N L"], time: float, last: Float[Tensor, "N L"] | None) -> Float[Tensor, "N L"]:
-            times = x.new_full((count,), time)
-            clean = self._to_clean(self.denoiser(x, times, crystals, asked, last), x, x.new_tensor(time))
+            clean = self._clean(x, time, crystals, asked, last)
             if unknown is None:
                 return clean
-            free = self._to_clean(self.denoiser(x, times, crystals, unknown, last), x, x.new_tensor(time))
+            free = self._clean(x, time, crystals, unknown, last)
             return free + options.guidance_scale * (clean - free)
 
         latents = solve(estimate, noise(), options, noise)
@@ -202,9 +202,13 @@ class LatentFlow(nn.Module):
         last: Float[Tensor, "N L"] | None,
     ) -> Float[Tensor, "N L"]:
         """Return what noisy standardised latents at time t are estimated to be; `last` is an earlier estimate."""
-        context = self.conditions(values, crystals.num_graphs)
-        times = noisy.new_full((crystals.num_graphs,), time)
-        return self._to_clean(self.denoiser(noisy, times, crystals, context, last), noisy, noisy.new_tensor(time))
+        return self._clean(noisy, time, crystals, self.conditions(values, crystals.num_graphs), last)
+
+    def _clean(
+        self, x: Tensor, time: float, crystals: CrystalBatch, context: Tensor, last: Tensor | None
+    ) -> Float[Tensor, "N L"]:
+        times = x.new_full((crystals.num_graphs,), time)
+        return self._to_clean(self.denoiser(x, times, crystals, context, last), x, x.new_tensor(time))
 
     @torch.no_grad()
     def sample_elements(

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from src.data.batch import CrystalBatch
@@ -18,6 +18,7 @@ from src.errors import ConfigError
 from src.prior_module.flow import SamplerOptions
 from src.prior_module.network import LatentFlow
 from src.vae_module.conditions import Values, asked_values
+from src.vae_module.distribution import normal_noise
 from src.vae_module.vae import CrystalVAE
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def sample_from_prior(
         asked = {name: given[rows.to(given.device)].to(device) for name, given in values.items()}
         part, restore = _with_elements(prior, part, asked, options, own, chemical_system, subsystems)
 
-        draw = partial(_normal, part.num_nodes, prior.latent_dim, own, device)
+        draw = partial(normal_noise, (part.num_nodes, prior.latent_dim), device, own)
         latents = prior.sample_latents(part, asked, options=options, noise=draw)
         decoded = vae.decode(latents, part)
         if chemical_system is not None and decoded.atom_logits is not None:
@@ -91,10 +92,6 @@ def batches_by_size(
     seeds = torch.randint(2**62, (len(rows),), generator=generator, device=generator.device).tolist()
     own = [torch.Generator(generator.device).manual_seed(seed) for seed in seeds]
     return list(zip(rows, own, strict=True))
-
-
-def _normal(atoms: int, latent_dim: int, generator: torch.Generator, device: torch.device) -> Float[Tensor, "N L"]:
-    return torch.randn(atoms, latent_dim, generator=generator, device=generator.device).to(device)
 
 
 def _with_elements(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
 from inspect import isfunction
 from typing import Any
@@ -19,6 +22,8 @@ from src.vae_module.objectives.schedules import Schedule
 
 TRUSTED_TARGETS = ("src.vae_module.", "src.prior_module.", "torch.optim.")
 """What a config inside a checkpoint may name as `_target_`."""
+_PACKAGE = re.compile(r"([^\W\d]\w*\.)+")
+_also_trusted: ContextVar[tuple[str, ...]] = ContextVar("also_trusted", default=())
 
 
 def to_plain(config: Any) -> Any:
@@ -26,12 +31,31 @@ def to_plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
 
 
-def check_targets(config: Any, *, trusted: Sequence[str] = ()) -> None:
-    """Raise `CheckpointError` where a config names a `_target_` outside `TRUSTED_TARGETS` and `trusted`.
+@contextmanager
+def trusting(packages: Sequence[str]) -> Iterator[None]:
+    """Let checkpoints that are loaded inside name parts of further packages, each given with a dot at its end.
+
+    Raises `ConfigError` for anything else than such names: `"mine"` would also trust `mine_and_others`.
+    """
+    if isinstance(packages, str) or not all(isinstance(name, str) and _PACKAGE.fullmatch(name) for name in packages):
+        raise ConfigError(
+            f"trusted_targets: got {packages!r}; expected a list of packages or modules, each with a dot at its end, "
+            "such as ['my_package.']"
+        )
+    token = _also_trusted.set((*_also_trusted.get(), *packages))
+    try:
+        yield
+    finally:
+        _also_trusted.reset(token)
+
+
+def check_targets(config: Any) -> None:
+    """Raise `CheckpointError` where a config names a `_target_` outside `TRUSTED_TARGETS` and what is `trusting` now.
 
     Loading a checkpoint builds what its config names, so a hostile one could otherwise name any callable: also one that
     a trusted module merely imports (`….checkpoint.os.system`), or one that an interpolation makes up.
     """
+    trusted = _also_trusted.get()
     allowed = (*TRUSTED_TARGETS, *trusted)
     for key, value in _entries(config):
         if isinstance(value, str) and "${" in value:
@@ -39,12 +63,18 @@ def check_targets(config: Any, *, trusted: Sequence[str] = ()) -> None:
                 f"the checkpoint's config holds an interpolation, {key}: {value!r}; expected plain data"
             )
         if key == "_target_" and not (
-            isinstance(value, str) and value.startswith(allowed) and _is_part(value, allowed, tuple(trusted))
+            isinstance(value, str) and value.startswith(allowed) and _is_part(value, allowed, trusted)
         ):
             raise CheckpointError(
                 f"the checkpoint's config asks for {value!r}, which is not one of this package's parts. If you trust "
-                f"where it comes from, pass trusted_targets=[{str(value).rpartition('.')[0] + '.'!r}] when loading"
+                f"where it comes from, pass trusted_targets=[{str(value).rpartition('.')[0] + '.'!r}] when loading, "
+                "also on a command line"
             )
+
+
+def names_foreign_parts(config: Any) -> bool:
+    """Say whether a config names a `_target_` outside `TRUSTED_TARGETS`."""
+    return any(key == "_target_" and not str(value).startswith(TRUSTED_TARGETS) for key, value in _entries(config))
 
 
 def _is_part(target: str, allowed: tuple[str, ...], trusted: tuple[str, ...]) -> bool:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from src.errors import CheckpointError, ConfigError
-from src.vae_module.build import check_targets
+from src.vae_module.build import check_targets, names_foreign_parts
 
 KEY = "crystalvae"
 """Where in a checkpoint the description stands; beside it Lightning keeps `state_dict` and what resuming needs."""
@@ -171,7 +171,7 @@ def find(name_or_path: str | Path) -> Path:
     return path
 
 
-def check_metadata(content: dict[str, Any], kind: str, *, trusted_targets: tuple[str, ...] = ()) -> dict[str, Any]:
+def check_metadata(content: dict[str, Any], kind: str) -> dict[str, Any]:
     """Return a checkpoint's description, upgraded to this version; `CheckpointError` where it cannot be used.
 
     `kind` is the kind of model expected, or several with "|" between them.
@@ -193,7 +193,7 @@ def check_metadata(content: dict[str, Any], kind: str, *, trusted_targets: tuple
         raise CheckpointError(f"the checkpoint holds a {meta.get('kind')!r} model; expected {expected}")
     if not isinstance(meta.get("statistics"), dict):
         raise CheckpointError(f"damaged checkpoint: {KEY!r} holds no statistics")
-    check_targets(meta["config"], trusted=trusted_targets)
+    check_targets(meta["config"])
     _check_plain("config", meta["config"])
     return meta
 
@@ -221,16 +221,14 @@ def _written_by(meta: Mapping[str, Any]) -> str:
     return str(versions.get(KEY, "of unknown version")) if isinstance(versions, dict) else "of unknown version"
 
 
-def rebuild(
-    kind: type[ModuleType], config: Mapping[str, Any], weights: Mapping[str, Tensor], *, trusted: bool = False
-) -> ModuleType:
+def rebuild(kind: type[ModuleType], config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ModuleType:
     """Build a model from a checkpoint's config and load its weights; `CheckpointError` where that cannot be done.
 
-    Unless `trusted`, it is first built without memory (torch's meta device) to see whether the weights fit, so that a
-    damaged width does not fill the machine. That asks of parts from elsewhere that they can be built so.
+    It is first built without memory (torch's meta device) to see whether the weights fit, so that a damaged width does
+    not fill the machine. That is not asked of parts from elsewhere, which may not be built for it.
     """
     try:
-        if not trusted:
+        if not names_foreign_parts(config):
             with torch.device("meta"):
                 outline = kind(**config)
             load_weights(outline, weights, assign=True)

@@ -26,6 +26,7 @@ from src.vae_module.conditions import (
     ConditionEmbedder,
     Values,
     asked_values,
+    check_names,
     condition_values,
     drop_conditions,
     unknown,
@@ -72,14 +73,7 @@ class Conditioning:
     dropout: Mapping[str, float] = field(default_factory=lambda: {"all": 0.2, "each": 0.0})
 
     def __post_init__(self) -> None:
-        names = self.names
-        if isinstance(names, str) or not isinstance(names, Sequence):
-            raise ConfigError(f"condition.names: got {names!r}; expected a list of names such as [crystal_system]")
-        for name in names:
-            if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
-                raise ConfigError(f"condition.names: got {name!r}; expected the name of a class or a property")
-        if len(set(names)) < len(names):
-            raise ConfigError(f"condition.names: got {', '.join(names)}; expected each once")
+        check_names("condition.names", self.names)
         check_choice("condition.injection", self.injection, get_args(Injection))
         check_count("condition.d_model", self.d_model)
         for key in ("encoder", "decoder"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -87,16 +87,33 @@ def asked_values(asked: Mapping[str, object], names: Sequence[str], count: int) 
             known = ", ".join(names) or "none"
             raise ConfigError(f"conditions.{name}: the model was not trained on it; it knows {known}")
         if isinstance(value, (list, tuple)):
-            if len(value) != count:
-                raise ConfigError(
-                    f"conditions.{name}: got {len(value)} values for {count} crystals; expected one each, or one value"
-                )
+            _check_length(name, value, count)
             for row, entry in enumerate(value):
                 if entry is not None:
                     values[name][row] = _asked(name, entry)
         else:
             values[name][:] = _asked(name, value)
     return values
+
+
+def asked_of(asked: Mapping[str, object], rows: Iterable[int], count: int) -> dict[str, object]:
+    """Return what a user asks of some of `count` crystals: those entries of each list, and single values as they are.
+
+    Raises `ConfigError` for a list that has not one entry a crystal.
+    """
+    chosen, result = list(rows), dict(asked)
+    for name, value in asked.items():
+        if isinstance(value, (list, tuple)):
+            _check_length(name, value, count)
+            result[name] = [value[row] for row in chosen]
+    return result
+
+
+def _check_length(name: str, values: Sequence[object], count: int) -> None:
+    if len(values) != count:
+        raise ConfigError(
+            f"conditions.{name}: got {len(values)} values for {count} crystals; expected one each, or one value"
+        )
 
 
 def _asked(name: str, value: object) -> Tensor:
@@ -118,6 +135,17 @@ def _asked(name: str, value: object) -> Tensor:
     return torch.tensor(float(value))
 
 
+def check_names(key: str, names: Sequence[str]) -> None:
+    """Raise `ConfigError` unless `names` is a list of different names that conditions can have."""
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ConfigError(f"{key}: got {names!r}; expected a list of names such as [crystal_system]")
+    for name in names:
+        if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
+            raise ConfigError(f"{key}: got {name!r}; expected the name of a class or a property")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{key}: got {', '.join(names)}; expected each once")
+
+
 class ConditionEmbedder(nn.Module):
     """Sum of one vector a condition: an embedding of the class, or a small network on the standardised number(s).
 
@@ -130,6 +158,7 @@ class ConditionEmbedder(nn.Module):
 
     def __init__(self, *, names: Sequence[str], d_model: int) -> None:
         super().__init__()
+        check_names("conditions", names)
         self.names = list(names)
         self.embedders = nn.ModuleDict()
         for name in self.names:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 """Log-variances are clamped to this range, so that neither their exponential nor its inverse overflows."""
+
+
+def normal_noise(
+    shape: Sequence[int], device: torch.device, generator: torch.Generator | None
+) -> Float[Tensor, "*shape"]:
+    """Return standard normal noise on a device, drawn where the generator lives: on any device the same."""
+    source = device if generator is None else generator.device
+    return torch.randn(*shape, generator=generator, device=source).to(device)
 
 
 class DiagonalGaussianDistribution:
@@ -34,9 +44,8 @@ class DiagonalGaussianDistribution:
         return torch.exp(self.logvar)
 
     def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "N L"]:
-        """Draw z = μ + σ·ε with ε from N(0, I); gradients flow to μ and σ."""
-        noise = torch.empty_like(self.mean).normal_(generator=generator)
-        return self.reparameterize(noise)
+        """Draw z = μ + σ·ε with ε from N(0, I); gradients flow to μ and σ. The generator may be another device's."""
+        return self.reparameterize(normal_noise(self.mean.shape, self.mean.device, generator))
 
     def reparameterize(self, noise: Float[Tensor, "N L"]) -> Float[Tensor, "N L"]:
         """Return μ + σ·ε for given standard normal ε."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -37,7 +40,7 @@ class AtomGRU(nn.Module):
     def forward(self, tokens: Float[Tensor, "N D"], crystals: CrystalBatch) -> Float[Tensor, "N D"]:
         """Transform flat tokens."""
         plan = PaddingPlan.of(crystals, packed=False)
-        with full_precision(tokens), torch.backends.cudnn.flags(enabled=self._cudnn()):
+        with full_precision(tokens), self._differentiable():
             tokens = tokens.float()
             sizes = crystals.num_atoms.cpu()
             packed = pack_padded_sequence(plan.pad(self.dropout(tokens)), sizes, batch_first=True, enforce_sorted=False)
@@ -45,6 +48,12 @@ class AtomGRU(nn.Module):
             grid, _ = pad_packed_sequence(hidden, batch_first=True, total_length=plan.max_atoms)
         return self.norm(tokens + plan.flatten(grid))
 
-    def _cudnn(self) -> bool:
+    @contextmanager
+    def _differentiable(self) -> Iterator[None]:
         # cuDNN's GRU has no backward pass in evaluation mode, where research code may well ask for gradients.
-        return torch.backends.cudnn.enabled and (self.training or not torch.is_grad_enabled())
+        before = torch.backends.cudnn.enabled
+        torch.backends.cudnn.enabled = before and (self.training or not torch.is_grad_enabled())
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.enabled = before

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from src.data.batch import CrystalBatch
+from src.errors import DataError
 
 SMALL = 64
 """Rows up to this many slots go through plain matrix products on CPUs; longer ones would fill memory with scores."""
@@ -49,6 +50,8 @@ class PaddingPlan:
     def of(cls, crystals: CrystalBatch, *, packed: bool = True) -> PaddingPlan:
         """Lay out a batch."""
         sizes = crystals.num_atoms.cpu().numpy()
+        if not len(sizes):
+            raise DataError("no crystals: expected a batch of at least one")
         width, device = int(sizes.max()), crystals.device
         if (sizes == width).all():
             everything = torch.arange(crystals.num_nodes, device=device)

@@ -22,7 +22,7 @@ def warmup_cosine_factor(step: int, *, total_steps: int, warmup_steps: int, min_
 
 
 class WarmupCosine(LambdaLR):
-    """`warmup_cosine_factor` over the whole run; `warmup` is a number of steps."""
+    """`warmup_cosine_factor` over the whole run, with `warmup_steps` of warm-up, at most half of the run."""
 
     def __init__(self, *, optimizer: Optimizer, total_steps: int, warmup_steps: int, min_factor: float) -> None:
         if warmup_steps < 0 or not 0.0 <= min_factor <= 1.0:

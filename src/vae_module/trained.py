@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -13,7 +14,7 @@ from torch import nn
 from src.data.loader import CrystalLoader
 from src.errors import ConfigError
 from src.vae_module import checkpoint as checkpoints
-from src.vae_module.build import build
+from src.vae_module.build import build, trusting
 
 if TYPE_CHECKING:
     from src.vae_module.vae_module import VAEModule
@@ -38,7 +39,13 @@ class Trained(L.LightningModule):
         optimizer._step_supports_amp_scaling = False
         if self.config["scheduler"] is None:
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
+        expected = self.trainer.estimated_stepping_batches
+        if not math.isfinite(expected):
+            raise ConfigError(
+                f"{section}.scheduler: has to know how many steps the run will take; set trainer.max_epochs or "
+                f"trainer.max_steps, or {section}.scheduler=null for a constant learning rate"
+            )
+        steps = int(expected)
         scheduler = build("scheduler", self.config["scheduler"], optimizer=optimizer, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -79,14 +86,20 @@ class OverFrozenVAE(Trained):
 
     @classmethod
     def load_from_checkpoint(  # noqa: PYI019  # pyright: ignore[reportIncompatibleMethodOverride]  # fewer arguments
-        cls: type[Whole], checkpoint_path: str | Path, map_location: torch.device | str = "cpu"
+        cls: type[Whole],
+        checkpoint_path: str | Path,
+        map_location: torch.device | str = "cpu",
+        *,
+        trusted_targets: Sequence[str] = (),
     ) -> Whole:
         """Load it with its VAE, ready to use (`eval`); nothing in the file is executed.
 
+        `trusted_targets` is as for `VAEModule.load_from_checkpoint`.
         Raises `CheckpointError` for what is damaged, of another version or kind, or not to be trusted.
         """
         content = checkpoints.read(checkpoints.find(checkpoint_path), plain_data_only=True)
-        meta = checkpoints.check_metadata(content, cls.kind)
-        module = checkpoints.rebuild(cls, meta["config"], content["state_dict"])
+        with trusting(trusted_targets):
+            meta = checkpoints.check_metadata(content, cls.kind)
+            module = checkpoints.rebuild(cls, meta["config"], content["state_dict"])
         module.vae_module.statistics = meta["statistics"]
         return module.to(map_location).eval()

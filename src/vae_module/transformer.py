@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from src.data.batch import CrystalBatch
 from src.errors import ConfigError
+from src.vae_module.checks import feedforward_width
 from src.vae_module.packing import PaddingPlan, attend
 
 Activation = Literal["gelu", "gelu_tanh"]
@@ -108,7 +109,7 @@ class Transformer(nn.Module):
             TransformerLayer(
                 d_model=d_model,
                 nhead=nhead,
-                dim_feedforward=dim_feedforward or 4 * d_model,
+                dim_feedforward=feedforward_width("dim_feedforward", dim_feedforward, d_model),
                 dropout=dropout,
                 norm_first=norm_first,
                 activation=activation,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from src.data.batch import CrystalBatch
 from src.errors import ConfigError
 from src.vae_module import checkpoint as checkpoints
 from src.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK, Bottleneck
-from src.vae_module.build import build, to_plain
+from src.vae_module.build import build, to_plain, trusting
 from src.vae_module.conditioning import Conditioning, tell, told
 from src.vae_module.decoders.transformer import DecodedCrystals
 from src.vae_module.latent_space.inputs import as_crystals
@@ -198,8 +199,10 @@ class VAEModule(LatentOperations, VAETraining):
         """
         if return_atoms and return_structures:
             raise ValueError("sample: return_atoms and return_structures exclude each other")
-        number = isinstance(batch, int)
-        template = draw_template(self, batch, generator, options) if number else as_crystals(batch)
+        if isinstance(batch, Integral):
+            template = draw_template(self, int(batch), generator, options)
+        else:
+            template = as_crystals(cast("CrystalBatch | Batch", batch))
         crystals = self.sample_crystals(template, generator=generator, temperature=temperature, **options)
         if return_atoms:
             return crystals.to_atoms()
@@ -253,7 +256,7 @@ class VAEModule(LatentOperations, VAETraining):
         map_location: torch.device | str = "cpu",
         *,
         weights_only: bool = False,
-        trusted_targets: tuple[str, ...] = (),
+        trusted_targets: Sequence[str] = (),
     ) -> VAEModule:
         """Load a model from a checkpoint of ours or of the published Chemeleon2 format, ready to use (`eval`).
 
@@ -262,14 +265,15 @@ class VAEModule(LatentOperations, VAETraining):
 
         Nothing in the file is executed either way. `weights_only=True` accepts only plain data, that is, ours;
         `weights_only=False` also converts pickled published checkpoints through a reader that runs nothing.
-        `trusted_targets` names further packages whose encoders and decoders a config may ask for. Raises
-        `CheckpointError` for what is damaged, of another version, or not to be trusted.
+        `trusted_targets` names further packages, each with a dot at its end, whose encoders, decoders and schedules a
+        config may ask for. Raises `CheckpointError` for what is damaged, of another version, or not to be trusted.
         """
         content = checkpoints.read(checkpoints.find(checkpoint_path), plain_data_only=weights_only)
-        meta = checkpoints.check_metadata(content, "vae|prior|predictor", trusted_targets=trusted_targets)
-        config, weights = meta["config"], content["state_dict"]
-        if meta["kind"] != "vae":
-            config, weights = checkpoints.vae_within(meta["kind"], config, weights)
-        module = checkpoints.rebuild(cls, config, weights, trusted=bool(trusted_targets))
+        with trusting(trusted_targets):
+            meta = checkpoints.check_metadata(content, "vae|prior|predictor")
+            config, weights = meta["config"], content["state_dict"]
+            if meta["kind"] != "vae":
+                config, weights = checkpoints.vae_within(meta["kind"], config, weights)
+            module = checkpoints.rebuild(cls, config, weights)
         module.statistics = meta["statistics"]
         return module.to(map_location).eval()

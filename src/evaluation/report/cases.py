@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from src.data.batch import CrystalBatch
+from src.data.units import GRAM_PER_CM3
 from src.evaluation.report.scene import Scene, scene
-from src.evaluation.validity import GRAM_PER_CM3
 
 Columns = Mapping[str, Sequence[object]]
 """Values per crystal by `<section>.<column>`, as in the report's JSON."""

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from src.data.batch import CrystalBatch
+from src.data.units import GRAM_PER_CM3
 from src.evaluation.distances import COLLAPSED_VOLUME
-from src.evaluation.validity import GRAM_PER_CM3
 
 LAST_ELEMENT = 118
 

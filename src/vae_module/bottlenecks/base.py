@@ -103,12 +103,6 @@ class Bottleneck(nn.Module):
         raise NotImplementedError
 
 
-def normal_noise(rows: int, columns: int, crystals: CrystalBatch, generator: torch.Generator | None) -> Tensor:
-    """Return standard normal noise on the device of `crystals`, drawn where the generator lives."""
-    source = crystals.device if generator is None else generator.device
-    return torch.randn(rows, columns, generator=generator, device=source).to(crystals.device)
-
-
 def check_temperature(temperature: float) -> None:
     """Raise `ConfigError` unless it is a finite number of at least 0."""
     if not (math.isfinite(temperature) and temperature >= 0):

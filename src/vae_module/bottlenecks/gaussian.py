@@ -8,8 +8,8 @@ from torch import Tensor
 
 from src.data.batch import CrystalBatch
 from src.errors import ConfigError
-from src.vae_module.bottlenecks.base import Bottleneck, Posterior, normal_noise
-from src.vae_module.distribution import DiagonalGaussianDistribution
+from src.vae_module.bottlenecks.base import Bottleneck, Posterior
+from src.vae_module.distribution import DiagonalGaussianDistribution, normal_noise
 
 
 class GaussianBottleneck(Bottleneck):
@@ -41,4 +41,4 @@ class GaussianBottleneck(Bottleneck):
         self, crystals: CrystalBatch, *, temperature: float, generator: torch.Generator | None
     ) -> Float[Tensor, "N L"]:
         """Draw from N(0, temperature²·I)."""
-        return temperature * normal_noise(crystals.num_nodes, self.latent_dim, crystals, generator)
+        return temperature * normal_noise((crystals.num_nodes, self.latent_dim), crystals.device, generator)

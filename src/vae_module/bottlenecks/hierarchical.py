@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from src.data.batch import CrystalBatch
 from src.errors import ConfigError
-from src.vae_module.bottlenecks.base import Bottleneck, Posterior, check_temperature, normal_noise
+from src.vae_module.bottlenecks.base import Bottleneck, Posterior, check_temperature
 from src.vae_module.bottlenecks.hierarchical_config import HierarchicalConfig
 from src.vae_module.checks import check_count
-from src.vae_module.distribution import DiagonalGaussianDistribution
+from src.vae_module.distribution import DiagonalGaussianDistribution, normal_noise
 from src.vae_module.transformer import full_precision, mean_over_atoms
 
 
@@ -178,7 +178,7 @@ class LadderBottleneck(Bottleneck):
         for level in reversed(range(self.depth)):
             prior = None if above is None else self._prior(level, above, crystals)
             rows = crystals.num_nodes if level == 0 else crystals.num_graphs
-            values = temperature * normal_noise(rows, self.dims[level], crystals, generator)
+            values = temperature * normal_noise((rows, self.dims[level]), crystals.device, generator)
             if prior is not None:
                 mean, std = (part[crystals.batch] if level == 0 else part for part in (prior.mean, prior.std))
                 values = mean + std * values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -10,6 +9,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from src.errors import ConfigError
+from src.vae_module.checks import check_number
 
 ReconstructionLoss = Literal["periodic", "mse"]
 
@@ -47,13 +47,7 @@ class HierarchicalConfig:
             if not needed:
                 raise ConfigError("bottleneck.priors: depth 1 has no level with another above it; expected null")
             self._check_modules("priors", self.priors, needed, "depth - 1, one for each level but the deepest")
-        if (
-            isinstance(self.kl_weight, bool)
-            or not isinstance(self.kl_weight, (int, float))
-            or not math.isfinite(self.kl_weight)
-            or self.kl_weight < 0
-        ):
-            raise ConfigError(f"bottleneck.kl_weight: got {self.kl_weight!r}; expected a number of at least 0")
+        check_number("bottleneck.kl_weight", self.kl_weight)
         if self.reconstruction_loss not in get_args(ReconstructionLoss):
             allowed = ", ".join(map(repr, get_args(ReconstructionLoss)))
             raise ConfigError(

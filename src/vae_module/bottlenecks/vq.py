@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,7 +11,7 @@ from src.data.batch import CrystalBatch
 from src.errors import ConfigError
 from src.vae_module.bottlenecks.base import Bottleneck, Posterior
 from src.vae_module.bottlenecks.codebook import Codebooks
-from src.vae_module.checks import check_count
+from src.vae_module.checks import check_count, check_number
 
 
 class QuantizedPosterior:
@@ -99,10 +97,12 @@ class VQBottleneck(Bottleneck):
         self.codebooks = Codebooks(
             count=num_codebooks, size=codebook_size, width=latent_dim // num_codebooks, ema=ema, decay=decay
         )
-        self.penalty_weights = {"commitment_loss": _weight("commitment_weight", commitment_weight)}
+        check_number("bottleneck.commitment_weight", commitment_weight)
+        self.penalty_weights = {"commitment_loss": float(commitment_weight)}
         if not ema:
             weight = 1.0 if codebook_weight is None else codebook_weight
-            self.penalty_weights["codebook_loss"] = _weight("codebook_weight", weight)
+            check_number("bottleneck.codebook_weight", weight)
+            self.penalty_weights["codebook_loss"] = float(weight)
 
     def posterior(self, parameters: Float[Tensor, "N I"], crystals: CrystalBatch) -> QuantizedPosterior:  # noqa: ARG002
         """Return the nearest codes."""
@@ -171,9 +171,3 @@ def straight_through(continuous: Float[Tensor, "N L"], codes: Float[Tensor, "N L
 def _quantized(posterior: Posterior) -> QuantizedPosterior:
     assert isinstance(posterior, QuantizedPosterior)  # noqa: S101  this bottleneck makes no other
     return posterior
-
-
-def _weight(key: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise ConfigError(f"bottleneck.{key}: got {value!r}; expected a number of at least 0")
-    return float(value)

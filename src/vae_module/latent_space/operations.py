@@ -16,6 +16,7 @@ from src.data.batch import CrystalBatch
 from src.data.dataset import CrystalDataset
 from src.errors import ConfigError
 from src.vae_module.conditioning import Conditioning
+from src.vae_module.distribution import normal_noise
 from src.vae_module.latent_space import interpolation
 from src.vae_module.latent_space.embedding import embed
 from src.vae_module.latent_space.index import EmbeddingIndex, Neighbours, model_key
@@ -63,8 +64,7 @@ class LatentOperations(L.LightningModule):
         """Draw z = μ + exp(½ log σ²) ε with ε from N(0, I); with gradients to both (Kingma & Welling 2014, 2.4)."""
         if mean.shape != logvar.shape:
             raise ConfigError(f"logvar: got shape {tuple(logvar.shape)}; expected that of mean, {tuple(mean.shape)}")
-        noise = torch.randn(mean.shape, generator=generator, device=generator.device if generator else mean.device)
-        return mean + torch.exp(0.5 * logvar) * noise.to(mean)
+        return mean + torch.exp(0.5 * logvar) * normal_noise(mean.shape, mean.device, generator).to(mean)
 
     def generate(self, batch: CrystalBatch | int, **options: Any) -> Any:
         """Sample crystals: another name of `sample`, with its options."""
