@@ -6,8 +6,9 @@
 A file of variants names the overrides common to all (`common`), the evaluations (`evaluate`: a list of overrides each,
 of `src/evaluate.py`) and the table's columns (`columns`: heading → metric of evaluation.json, or of the training log as
 `log:val/loss`). A variant has a `command` (train_vae, train_prior, or none where only sampling differs), its
-`overrides`, and maybe `needs`, the variant whose checkpoint it starts from; `{needs}` in an override becomes its path.
-What is done is not done again: delete a variant's folder to repeat it.
+`overrides` (where nothing is trained, of its evaluations), and maybe `needs`, the variant whose checkpoint it starts
+from; `{needs}` in an override becomes its path. What is done is not done again: delete a variant's
+folder to repeat it.
 """
 
 from __future__ import annotations
@@ -91,12 +92,14 @@ def run(variant: Variant, table: Table, output: Path) -> None:
         given = [entry.replace("{needs}", str(output / f"{variant.needs}/training/checkpoints/last.ckpt"))
                  for entry in variant.overrides]  # fmt: skip
         start = time.perf_counter()
-        call(variant.command, [*table.common[variant.command], *given, f"output_dir={folder}/training"], folder)
+        run_folder = [f"output_dir={folder}/training", "overwrite=true"]
+        call(variant.command, [*table.common[variant.command], *given, *run_folder], folder)
         (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - start), encoding="utf-8")
     for number, evaluation in enumerate(table.evaluate if variant.evaluate is None else variant.evaluate):
         target = folder / f"evaluation_{number}"
         if not (target / "evaluation.json").exists():
-            call("evaluate", [f"ckpt_path={checkpoint}", *evaluation, f"output_dir={target}"], folder)
+            given = variant.overrides if variant.command is None else []
+            call("evaluate", [f"ckpt_path={checkpoint}", *evaluation, *given, f"output_dir={target}"], folder)
 
 
 def call(command: str, overrides: list[str], folder: Path) -> None:
