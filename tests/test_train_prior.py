@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -383,6 +384,15 @@ def test_a_prior_of_structures_alone_is_measured_on_the_compositions_of_the_trai
     given = [entry for entry in options if not entry.startswith("prior_module.prior.composition=")]
     train(given, f"output_dir={tmp_path / 'run'}", "trainer.max_epochs=2", "prior_module.prior.composition=null")
     assert metrics(tmp_path / "run", "val/vun_contacts")
+
+
+def test_a_run_is_replaced_where_that_is_said(run: Path, options: list[str], tmp_path: Path):
+    shutil.copytree(run, tmp_path / "run")
+    given = [f"output_dir={tmp_path / 'run'}", "trainer.max_epochs=1", "callbacks.checkpoint=null"]
+    message = train(options, *given, "overwrite=true")
+    assert not (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
+    assert "checkpoint:" not in message
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["epochs"] == 1
 
 
 @pytest.mark.slow
