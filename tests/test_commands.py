@@ -242,6 +242,20 @@ def test_sample_is_deterministic_and_complete(trained: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("name", "argument", "message"),
+    [
+        ("sample", "+num_sample=3", "num_sample: the command has no such key; did you mean num_samples?"),
+        ("train_vae", "+vae_modul.latent_dim=3", "vae_modul: the command has no such key; did you mean vae_module?"),
+        ("evaluate", "+zzz=1", "zzz: the command has no such key; expected one of address, backend"),
+    ],
+)
+def test_keys_that_no_command_reads_are_refused(tmp_path: Path, name: str, argument: str, message: str):
+    done = command(name, argument, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert message in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["num_samples=0"], "num_samples: got 0"),

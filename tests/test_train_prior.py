@@ -311,6 +311,7 @@ def test_samples_of_the_best_checkpoint_are_as_asked(run: Path, folder: Path):
         (["chemical_system=Li-O", "chemical_system_subsets=3"], "chemical_system_subsets: got 3"),
         (["num_atoms=13"], "13 atoms in a crystal; the composition model was built for at most 12"),
         (["composition=InF"], "read as a number; quote it twice"),
+        (["composition=LiFeP04"], "an amount that starts with 0; is it the letter O"),
         (["formula_units=2"], "formula_units: only has a meaning together with composition="),
     ],
 )

@@ -7,7 +7,9 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -40,6 +42,7 @@ def run_command(config_name: str, command: Callable[[DictConfig], str]) -> None:
     def task(config: DictConfig) -> None:
         set_up_logging()
         try:
+            _check_known(config, config_name)
             _check_required(config)
             with trusting(to_plain(config.trusted_targets)):
                 message = command(config)
@@ -77,6 +80,17 @@ def set_up_logging() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*Trying to infer the `batch_size`.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # a prior's frozen VAE
+
+
+def _check_known(config: DictConfig, config_name: str) -> None:
+    """Refuse keys that no command reads: Hydra itself proposes to add a mistyped key with a plus."""
+    own: Any = OmegaConf.to_container(OmegaConf.load(config_dir() / f"{config_name}.yaml"))
+    groups = [name for entry in own.pop("defaults", []) if isinstance(entry, dict) for name in entry]
+    known = {*own, *(name.split()[-1] for name in groups)}
+    for key in set(map(str, config)) - known:
+        close = get_close_matches(key, known, n=1)
+        meant = f"; did you mean {close[0]}?" if close else f"; expected one of {', '.join(sorted(known))}"
+        raise ConfigError(f"{key}: the command has no such key{meant}")
 
 
 def _check_required(config: DictConfig) -> None:

@@ -90,8 +90,9 @@ def _sample(config: DictConfig, ranks: Ranks) -> str:
     if outcomes is not None:
         done, converged = sum(outcomes["relaxed"]), sum(outcomes["converged"])
         relaxed = f"; {done} relaxed with {config.potential.name} ({converged} converged), the rest as sampled"
+    unlearned = "" if module.prior is not None else "; no learned prior: see docs/prior.md for samples worth keeping"
     return (
         f"{count} crystals in {output_dir.absolute()}: {' + '.join(formats) or 'no structure files'} and samples.csv; "
         f"{valid} ({valid / count:.1%}) structurally valid (every distance at least 0.5 Å, volume at least 0.1 Å^3); "
-        f"sampled from {latents} in {seconds:.1f} s on {device}{relaxed}"
+        f"sampled from {latents} in {seconds:.1f} s on {device}{relaxed}{unlearned}"
     )

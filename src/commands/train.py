@@ -239,6 +239,9 @@ def _farewell(output_dir: Path, trainer: L.Trainer, status: str, kind: str) -> s
         lines.append(f"checkpoint:  {best}")
         if kind == "vae":
             lines.append(f"reconstruct: crystalvae-evaluate ckpt_path={best} split=val{_data_options()}")
+            lines.append(
+                "new crystals: train a prior over its latents, crystalvae-train-prior (docs/prior.md); from noise:"
+            )
         if kind == "predictor":
             lines.append(f"search:      crystalvae-latent operation=search ckpt_path={best} search.target=…")
         else:

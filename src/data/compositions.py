@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 
@@ -12,8 +13,6 @@ from torch import Tensor
 from src.data.batch import MAX_ATOMIC_NUMBER, CrystalBatch
 from src.data.units import GRAM_PER_CM3
 from src.errors import ConfigError
-
-"""One atomic mass unit per Å^3."""
 
 
 def element_fractions(crystals: CrystalBatch) -> Float[Tensor, "B E"]:
@@ -67,6 +66,8 @@ def parse_composition(formula: str, *, key: str = "composition") -> list[int]:
     """Return the atomic numbers of one formula unit; `ConfigError` for anything but whole numbers of known elements."""
     from pymatgen.core import Composition, Element
 
+    if isinstance(formula, str) and re.search(r"[A-Za-z)\]]0(?!\.)", formula):
+        raise ConfigError(f"{key}={formula}: an amount that starts with 0; is it the letter O, as in LiFePO4?")
     try:
         amounts = {str(symbol): amount for symbol, amount in Composition(formula, strict=True).items()}
     except (ValueError, TypeError) as error:

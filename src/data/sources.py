@@ -141,7 +141,10 @@ class FileSource:
         cache_dir: str | None = None,
     ) -> None:
         if not path:
-            raise ConfigError("data.source.path: got nothing; expected a folder of CIFs, or a file that ASE reads")
+            raise ConfigError(
+                "data.source.path: got nothing; expected a folder of CIFs, or a file that ASE reads: "
+                "data=files data.source.path=…"
+            )
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
             raise ConfigError(
                 f"data.source: got val_fraction {val_fraction} and test_fraction {test_fraction}; expected shares of "

@@ -200,7 +200,8 @@ class VAEModule(LatentOperations, VAETraining):
         if return_atoms and return_structures:
             raise ValueError("sample: return_atoms and return_structures exclude each other")
         if isinstance(batch, Integral):
-            template = draw_template(self, int(batch), generator, options)
+            count = batch if isinstance(batch, bool) else int(batch)  # NumPy's whole numbers, too; true is none
+            template = draw_template(self, count, generator, options)
         else:
             template = as_crystals(cast("CrystalBatch | Batch", batch))
         crystals = self.sample_crystals(template, generator=generator, temperature=temperature, **options)
