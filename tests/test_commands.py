@@ -247,6 +247,8 @@ def test_sample_is_deterministic_and_complete(trained: Path, tmp_path: Path):
         ("sample", "+num_sample=3", "num_sample: the command has no such key; did you mean num_samples?"),
         ("train_vae", "+vae_modul.latent_dim=3", "vae_modul: the command has no such key; did you mean vae_module?"),
         ("evaluate", "+zzz=1", "zzz: the command has no such key; expected one of address, backend"),
+        ("evaluate", "+validity.min_contct=1", "did you mean validity.min_contact?"),
+        ("sample", "+relaxation.steps=1", "relaxation.steps: the command has no such key; "),
     ],
 )
 def test_keys_that_no_command_reads_are_refused(tmp_path: Path, name: str, argument: str, message: str):

@@ -358,6 +358,8 @@ def test_what_needs_a_prior_is_refused_for_a_vae(folder: Path, tmp_path: Path):
         (["resume_from={folder}/run", "prior_module/optimizer=adamw"], "prior_module.optimizer is"),
         (["resume_from={folder}/run", "prior_module.trained=[flow]"], "prior_module.trained is"),
         (["output_dir={folder}/run"], "holds another run; continue it with resume_from="),
+        (["output_dir={folder}/other_run"], "holds another run; continue it with resume_from="),
+        (["overwrite=yes_please"], "overwrite: got 'yes_please'; expected true or false"),
         (["prior_module.prior.composition.max_atoms=2"], "3 atoms in a crystal.*prior_module.prior.composition.max_at"),
         (["callbacks.generation.num_samples=0"], "callbacks.generation: got num_samples 0"),
         (["prior_module.condition_dropout.all=3"], "all is 3; expected a share"),
@@ -373,6 +375,8 @@ def test_training_that_cannot_be_says_why(
     expected: str,
     without_type_checks: None,
 ):
+    (folder / "other_run" / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (folder / "other_run" / "checkpoints" / "best.ckpt").touch()  # of whatever origin: training would replace it
     arguments = [entry.format(folder=folder) for entry in arguments]
     given = [entry for entry in options if not any(entry.split("=")[0] == new.split("=")[0] for new in arguments)]
     with pytest.raises((ConfigError, CrystalVAEError, DataError), match=expected):

@@ -29,6 +29,18 @@ def number(key: str, value: object) -> float:
     return float(value)
 
 
+def switch(key: str, value: object) -> bool:
+    """Check for true or false."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key}: got {value!r}; expected true or false")
+    return value
+
+
+def n_jobs(value: object) -> int:
+    """Check for a number of processes, or -1 for one a core."""
+    return -1 if value == -1 else positive("n_jobs", value)
+
+
 def formats(value: object) -> list[str]:
     """Check for one or some of the formats in which crystals are written."""
     names = [value] if isinstance(value, str) else list(value) if isinstance(value, Sequence) else None

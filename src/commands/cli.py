@@ -85,12 +85,20 @@ def set_up_logging() -> None:
 def _check_known(config: DictConfig, config_name: str) -> None:
     """Refuse keys that no command reads: Hydra itself proposes to add a mistyped key with a plus."""
     own: Any = OmegaConf.to_container(OmegaConf.load(config_dir() / f"{config_name}.yaml"))
-    groups = [name for entry in own.pop("defaults", []) if isinstance(entry, dict) for name in entry]
-    known = {*own, *(name.split()[-1] for name in groups)}
-    for key in set(map(str, config)) - known:
-        close = get_close_matches(key, known, n=1)
-        meant = f"; did you mean {close[0]}?" if close else f"; expected one of {', '.join(sorted(known))}"
-        raise ConfigError(f"{key}: the command has no such key{meant}")
+    groups = [name.split()[-1] for entry in own.pop("defaults", []) if isinstance(entry, dict) for name in entry]
+    _refuse_others(config, {**own, **dict.fromkeys(groups)})
+
+
+def _refuse_others(config: DictConfig, known: dict[str, Any], within: str = "") -> None:
+    for key in map(str, config):
+        if key not in known:
+            close = get_close_matches(key, known, n=1)
+            meant = f"did you mean {within}{close[0]}?" if close else f"expected one of {', '.join(sorted(known))}"
+            raise ConfigError(f"{within}{key}: the command has no such key; {meant}")
+        part = None if OmegaConf.is_missing(config, key) else config[key]
+        # What a group holds is for the part that it describes to judge, and conditions have names of the data's.
+        if isinstance(known[key], dict) and isinstance(part, DictConfig) and key != "conditions":
+            _refuse_others(part, known[key], f"{within}{key}.")
 
 
 def _check_required(config: DictConfig) -> None:

@@ -27,14 +27,13 @@ def cluster(config: DictConfig) -> str:
     k, batch_size = arguments.positive("k", config.k), arguments.positive("batch_size", config.batch_size)
     seed, tolerance = arguments.whole("seed", config.seed), arguments.number("tolerance", config.tolerance)
     output_dir = arguments.path("output_dir", config.output_dir)
-    n_jobs = -1 if config.n_jobs == -1 else arguments.positive("n_jobs", config.n_jobs)
     if config.split not in SPLITS:
         raise ConfigError(f"split: got {config.split!r}; expected one of {', '.join(SPLITS)}")
     check_output_dir(output_dir, overwrite=config.overwrite)
     inputs = Inputs(config, "reconstruction")
     module, data = inputs.module(), inputs.reference()
     embeddings = module.embed(data.crystals, batch_size=batch_size)
-    runner = Runner(n_jobs=n_jobs)
+    runner = Runner(n_jobs=arguments.n_jobs(config.n_jobs))
     found = cluster_crystals(embeddings, data.crystals, k=k, runner=runner, seed=seed, tolerance=tolerance)
     columns = {
         "source": data.ids,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -126,9 +126,8 @@ def _kind(config: DictConfig) -> Kind:
 
 def _runner(config: DictConfig) -> Runner:
     check_time_limit("timeout_s", config.timeout_s)
-    n_jobs = -1 if config.n_jobs == -1 else arguments.positive("n_jobs", config.n_jobs)
     cache = ResultCache(cache_root(None) / "evaluation") if config.cache else None
-    return Runner(n_jobs=n_jobs, backend=config.backend, address=config.address, cache=cache)
+    return Runner(n_jobs=arguments.n_jobs(config.n_jobs), backend=config.backend, address=config.address, cache=cache)
 
 
 def _settings(config: DictConfig) -> SuiteSettings:
@@ -138,8 +137,6 @@ def _settings(config: DictConfig) -> SuiteSettings:
     sections = to_plain(config.sections)
     if sections is not None and not isinstance(sections, list):
         raise ConfigError(f"sections: got {sections!r}; expected a list, such as [validity,uniqueness]")
-    if not isinstance(config.potential, (Mapping, DictConfig)):
-        raise ConfigError("potential: got none; expected potential=chgnet or another of configs/potential")
     seed = arguments.whole("seed", config.seed)
     return SuiteSettings(
         sections=sections,

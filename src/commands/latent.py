@@ -112,9 +112,7 @@ def latent(config: DictConfig) -> str:
 
 
 def _reconstruct(request: Request) -> Outcome:
-    deterministic = request.config.reconstruct.deterministic
-    if not isinstance(deterministic, bool):
-        raise ConfigError(f"reconstruct.deterministic: got {deterministic!r}; expected true or false")
+    deterministic = arguments.switch("reconstruct.deterministic", request.config.reconstruct.deterministic)
     data = request.crystals("reconstruct")
     generator = torch.Generator().manual_seed(request.seed)
     module = request.module()

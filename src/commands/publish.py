@@ -29,7 +29,7 @@ def publish(config: DictConfig) -> str:
     source = arguments.path("ckpt_path", config.ckpt_path)
     folder = arguments.path("output_dir", config.output_dir)
     path = folder / f"{name}.ckpt"
-    if path.exists() and not config.overwrite:
+    if path.exists() and not arguments.switch("overwrite", config.overwrite):
         raise OutputError(f"{path}: there is such a model already; give another name or output_dir, or overwrite=true")
     content = checkpoints.read(source, plain_data_only=True)
     check_choice("prior_storage", config.prior_storage, get_args(PriorStorage))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -38,21 +37,16 @@ class Relaxer:
 
         Raises `ConfigError` for a potential that is not installed or cannot be built.
         """
-        if not isinstance(config.relax, bool):
-            raise ConfigError(f"relax: got {config.relax!r}; expected true or false")
-        if not config.relax:
+        if not arguments.switch("relax", config.relax):
             return None
-        if not isinstance(config.potential, (Mapping, DictConfig)):
-            raise ConfigError("potential: got none; expected potential=chgnet or another of configs/potential")
         potential = Potential.from_config(to_plain(config.potential))
         if missing := potential.missing():
             raise ConfigError(f"relax=true: {missing}")
         potential.calculator()  # what is wrong with it is said now, and not by a worker
-        n_jobs = -1 if config.n_jobs == -1 else arguments.positive("n_jobs", config.n_jobs)
         return cls(
             potential=potential,
             relaxation=Relaxation(**to_plain(config.relaxation)),
-            runner=Runner(n_jobs=n_jobs, cache=ResultCache(cache_root(None) / "evaluation")),
+            runner=Runner(n_jobs=arguments.n_jobs(config.n_jobs), cache=ResultCache(cache_root(None) / "evaluation")),
         )
 
     def settings(self) -> dict[str, object]:

@@ -29,10 +29,8 @@ def sampling_options(module: VAEModule, config: DictConfig) -> dict[str, Any]:
     conditions = _mapping("conditions", config.conditions)
     sampler = _mapping("sampler", config.sampler)
     system = to_plain(config.chemical_system)
-    if not isinstance(config.chemical_system_subsets, bool):
-        raise ConfigError(f"chemical_system_subsets: got {config.chemical_system_subsets!r}; expected true or false")
+    subsets = arguments.switch("chemical_system_subsets", config.chemical_system_subsets)
     if module.prior is None:
-        subsets = config.chemical_system_subsets
         asked = {"sampler": sampler, "chemical_system": system, "chemical_system_subsets": subsets}
         given = [name for name, value in asked.items() if value]
         if given:
@@ -52,7 +50,7 @@ def sampling_options(module: VAEModule, config: DictConfig) -> dict[str, Any]:
         "conditions": conditions,
         "sampler": sampler,
         "chemical_system": None if system is None else parse_chemical_system(system),
-        "chemical_system_subsets": config.chemical_system_subsets,
+        "chemical_system_subsets": subsets,
     }
 
 

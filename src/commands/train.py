@@ -19,6 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from src.commands import arguments
 from src.commands.cli import is_main_process
 from src.commands.precision import choose_precision
 from src.errors import CheckpointError, ConfigError, OutputError
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run folder."""
+BEST_AND_LAST = ("best.ckpt", "last.ckpt")
+"""Checkpoints in it."""
 _MODEL_KEYS = ("encoder", "decoder", "bottleneck", "latent_dim", "atom_type_predict", "condition", "optimizer")
 
 
@@ -64,7 +67,7 @@ def run_training(
     OmegaConf.resolve(config)
     output_dir = Path(config.output_dir).absolute()
     if is_main_process():
-        _check_run_folder(output_dir, resume, overwrite=config.overwrite)
+        _check_run_folder(output_dir, resume, overwrite=arguments.switch("overwrite", config.overwrite))
     L.seed_everything(config.seed, workers=True, verbose=False)
     datamodule = build("data", config.data)
     module = start()
@@ -177,20 +180,22 @@ def _build_all(name: str, group: DictConfig | None) -> list[Any]:
 
 
 def _check_run_folder(output_dir: Path, resume: Path | None, *, overwrite: bool) -> None:
-    if not isinstance(overwrite, bool):
-        raise ConfigError(f"overwrite: got {overwrite!r}; expected true or false")
-    own = resume is not None and resume.is_relative_to(output_dir)
-    if not own and not overwrite and (output_dir / "run.json").exists():
+    held = ("run.json", *(f"{CHECKPOINTS}/{name}" for name in BEST_AND_LAST))
+    if not _continues(output_dir, resume) and not overwrite and any((output_dir / name).exists() for name in held):
         raise OutputError(
             f"output_dir={output_dir}: holds another run; continue it with resume_from=, give another folder, or "
             "replace it with overwrite=true"
         )
 
 
+def _continues(output_dir: Path, resume: Path | None) -> bool:
+    return resume is not None and resume.is_relative_to(output_dir)
+
+
 def _start_run(config: DictConfig, output_dir: Path, *, resumed_from: Path | None) -> None:
     try:
-        if resumed_from is None:  # what an earlier run left, for which `_check_run_folder` was asked
-            for name in ("best.ckpt", "last.ckpt"):
+        if not _continues(output_dir, resumed_from):  # `_check_run_folder` let what an earlier run left be replaced
+            for name in BEST_AND_LAST:
                 (output_dir / CHECKPOINTS / name).unlink(missing_ok=True)
         output_dir.mkdir(parents=True, exist_ok=True)
         if not os.access(output_dir, os.W_OK):

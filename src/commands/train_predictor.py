@@ -25,4 +25,4 @@ def train_predictor(config: DictConfig) -> str:
         module.vae_module.statistics = vae.statistics
         return module
 
-    return run_training(config, start, kind="predictor", model_keys=("vae", "head", "target"))
+    return run_training(config, start, kind="predictor", model_keys=("vae", "head", "target", "optimizer"))

@@ -37,11 +37,13 @@ class Potential:
     config: str
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Potential:
+    def from_config(cls, config: Any) -> Potential:
         """Take `name` and `calculator`, a config with a `_target_` and plain arguments.
 
         Raises `ConfigError` for anything else.
         """
+        if not isinstance(config, Mapping):
+            raise ConfigError("potential: got none; expected potential=chgnet or another of configs/potential")
         calculator = config.get("calculator")
         if set(config) != {"name", "calculator"} or not isinstance(calculator, Mapping):
             raise ConfigError(f"potential: got keys {sorted(map(str, config))}; expected name and calculator")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 from src.errors import ConfigError
 
 
 def check_count(key: str, got: int, *, at_least: int = 1) -> None:
     """Raise `ConfigError` naming the key, what it got and the smallest number allowed."""
-    if isinstance(got, bool) or not isinstance(got, int) or got < at_least:
+    if isinstance(got, bool) or not isinstance(got, Integral) or got < at_least:  # NumPy's whole numbers, too
         raise ConfigError(f"{key}: got {got!r}; expected a whole number of at least {at_least}")
 
 

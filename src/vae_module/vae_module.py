@@ -200,8 +200,7 @@ class VAEModule(LatentOperations, VAETraining):
         if return_atoms and return_structures:
             raise ValueError("sample: return_atoms and return_structures exclude each other")
         if isinstance(batch, Integral):
-            count = batch if isinstance(batch, bool) else int(batch)  # NumPy's whole numbers, too; true is none
-            template = draw_template(self, count, generator, options)
+            template = draw_template(self, cast("int", batch), generator, options)
         else:
             template = as_crystals(cast("CrystalBatch | Batch", batch))
         crystals = self.sample_crystals(template, generator=generator, temperature=temperature, **options)
