@@ -22,10 +22,10 @@ install-dev: $(VENV)/.installed-dev
 
 demo: install
 	$(BIN)/python -c "import shutil; shutil.rmtree('$(DEMO)', ignore_errors=True)"
-	$(BIN)/crystalvae-train experiment=prototypes/vae_dng output_dir=$(DEMO)
-	$(BIN)/crystalvae-evaluate ckpt_path=$(DEMO)/checkpoints/best.ckpt split=val num_crystals=500 output_dir=$(DEMO)/reconstruction
-	$(BIN)/crystalvae-sample ckpt_path=$(DEMO)/checkpoints/best.ckpt num_samples=100 output_dir=$(DEMO)/samples
-	$(BIN)/crystalvae-evaluate generated=$(DEMO)/samples data=prototypes coverage.structure=0.4 coverage.composition=10 output_dir=$(DEMO)/evaluation
+	$(BIN)/crystalvae train-vae experiment=prototypes/vae_dng output_dir=$(DEMO)
+	$(BIN)/crystalvae evaluate ckpt_path=$(DEMO)/checkpoints/best.ckpt split=val num_crystals=500 output_dir=$(DEMO)/reconstruction
+	$(BIN)/crystalvae sample ckpt_path=$(DEMO)/checkpoints/best.ckpt num_samples=100 output_dir=$(DEMO)/samples
+	$(BIN)/crystalvae evaluate generated=$(DEMO)/samples data=prototypes coverage.structure=0.4 coverage.composition=10 output_dir=$(DEMO)/evaluation
 	@echo "demo: run in $(DEMO)/, crystals in $(DEMO)/samples/*.cif; open $(DEMO)/reconstruction/report.html and $(DEMO)/evaluation/report.html in a browser"
 
 test: install-dev lint types

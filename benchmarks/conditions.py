@@ -25,24 +25,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-
 import hydra  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from src.commands.template import proposes_elements, sample_template  # noqa: E402
-from src.data.batch import CrystalBatch  # noqa: E402
-from src.data.canonical import CRYSTAL_SYSTEMS, crystal_system  # noqa: E402
-from src.data.compositions import densities, element_fractions  # noqa: E402
-from src.evaluation.composition import check_compositions, reduced_compositions  # noqa: E402
-from src.evaluation.runner import Runner  # noqa: E402
-from src.evaluation.symmetry import find_space_groups  # noqa: E402
-from src.evaluation.validity import describe  # noqa: E402
-from src.vae_module import VAEModule  # noqa: E402
-from src.vae_module.build import build  # noqa: E402
-from src.vae_module.conditions import COMPUTED, ConditionEmbedder, condition_values  # noqa: E402
-from src.vae_module.latent_space.predictor import LatentPredictor  # noqa: E402
+import src  # noqa: E402, F401  # the package of this checkout
+from crystalvae.build import build  # noqa: E402
+from crystalvae.commands.template import proposes_elements, sample_template  # noqa: E402
+from crystalvae.data.batch import CrystalBatch  # noqa: E402
+from crystalvae.data.canonical import CRYSTAL_SYSTEMS, crystal_system  # noqa: E402
+from crystalvae.data.composition import densities, element_fractions  # noqa: E402
+from crystalvae.evaluation.parallel.runner import Runner  # noqa: E402
+from crystalvae.evaluation.symmetry.section import find_space_groups  # noqa: E402
+from crystalvae.evaluation.validity.composition import check_compositions, reduced_compositions  # noqa: E402
+from crystalvae.evaluation.validity.structure import describe  # noqa: E402
+from crystalvae.predictor_module.predictor import LatentPredictor  # noqa: E402
+from crystalvae.vae_module import VAEModule  # noqa: E402
+from crystalvae.vae_module.conditions.values import COMPUTED, ConditionEmbedder, condition_values  # noqa: E402
 
 Measure = Callable[[CrystalBatch], Tensor]
 NUMBERS: dict[str, Measure] = {"density": densities}

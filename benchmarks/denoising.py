@@ -10,17 +10,17 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from src.data.batch import CrystalBatch
-from src.data.lattice import periodic_difference
-from src.prior_module.network import LatentFlow
-from src.vae_module import VAEModule
-from src.vae_module.build import build
-from src.vae_module.conditions import condition_values
+import src  # noqa: F401  # the package of this checkout
+from crystalvae.build import build
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.lattice import periodic_difference
+from crystalvae.prior_module.latent_flow import LatentFlow
+from crystalvae.vae_module import VAEModule
+from crystalvae.vae_module.conditions.values import condition_values
 
 TIMES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 

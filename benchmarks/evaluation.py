@@ -21,19 +21,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
-from src.data.batch import CrystalBatch
-from src.data.sources import MP20
-from src.evaluation.cache import ResultCache
-from src.evaluation.coverage import fingerprints
-from src.evaluation.matching import STRICT_TOLERANCES, TOLERANCES, match_pairs
-from src.evaluation.runner import Runner
-from src.evaluation.speed import describe_machine
-from src.evaluation.uniqueness_section import uniqueness_section
-from src.evaluation.validity_section import validity_section
+import src  # noqa: F401  # the package of this checkout
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.sources import MP20
+from crystalvae.evaluation.distributions.coverage import fingerprints
+from crystalvae.evaluation.matching.pairs import STRICT_TOLERANCES, TOLERANCES, match_pairs
+from crystalvae.evaluation.novelty.section import uniqueness_section
+from crystalvae.evaluation.parallel.cache import ResultCache
+from crystalvae.evaluation.parallel.runner import Runner
+from crystalvae.evaluation.speed import describe_machine
+from crystalvae.evaluation.validity.section import validity_section
 
 
 def main() -> None:

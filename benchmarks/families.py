@@ -25,19 +25,19 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
-
 import hydra  # noqa: E402
 import lightning as L  # noqa: E402
 import torch  # noqa: E402
 from hydra.core.global_hydra import GlobalHydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from src.data.batch import CrystalBatch  # noqa: E402
-from src.data.datamodule import CrystalDataModule  # noqa: E402
-from src.evaluation.reconstruction import reconstruction_metrics  # noqa: E402
-from src.evaluation.runner import Runner  # noqa: E402
-from src.vae_module.build import build  # noqa: E402
-from src.vae_module.vae_module import VAEModule  # noqa: E402
+import src  # noqa: E402, F401  # the package of this checkout
+from crystalvae.build import build  # noqa: E402
+from crystalvae.data.batch import CrystalBatch  # noqa: E402
+from crystalvae.data.datamodule import CrystalDataModule  # noqa: E402
+from crystalvae.evaluation.matching.reconstruction import reconstruction_metrics  # noqa: E402
+from crystalvae.evaluation.parallel.runner import Runner  # noqa: E402
+from crystalvae.vae_module.vae_module import VAEModule  # noqa: E402
 
 PAIRS = (
     "transformer:transformer cgcnn:transformer cgcnn_residual:transformer mlp:transformer gru:transformer "

@@ -20,22 +20,22 @@ import warnings
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import torch  # noqa: E402
 from pymatgen.io.cif import CifWriter  # noqa: E402
 
+import src  # noqa: E402, F401  # the package of this checkout
 from benchmarks.machine import bandwidth, matrix_rate, once  # noqa: E402
 from benchmarks.reference import parse_cif  # noqa: E402
 from benchmarks.training import LATENT_DIM, Row, as_table, load_crystals, make_module  # noqa: E402
-from src.data.batch import CrystalBatch  # noqa: E402
-from src.data.datamodule import CrystalDataModule  # noqa: E402
-from src.data.readers import read_table  # noqa: E402
-from src.data.sources import MP20  # noqa: E402
-from src.data.writers import write_crystals  # noqa: E402
-from src.evaluation.matching import match_pairs  # noqa: E402
-from src.evaluation.runner import Runner  # noqa: E402
-from src.evaluation.speed import describe_machine  # noqa: E402
-from src.evaluation.validity import describe  # noqa: E402
+from crystalvae.data.batch import CrystalBatch  # noqa: E402
+from crystalvae.data.datamodule import CrystalDataModule  # noqa: E402
+from crystalvae.data.readers import read_table  # noqa: E402
+from crystalvae.data.sources import MP20  # noqa: E402
+from crystalvae.data.writers import write_crystals  # noqa: E402
+from crystalvae.evaluation.matching.pairs import match_pairs  # noqa: E402
+from crystalvae.evaluation.parallel.runner import Runner  # noqa: E402
+from crystalvae.evaluation.speed import describe_machine  # noqa: E402
+from crystalvae.evaluation.validity.structure import describe  # noqa: E402
 
 
 def main() -> None:

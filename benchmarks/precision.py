@@ -17,15 +17,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
-
 import hydra  # noqa: E402
 import lightning as L  # noqa: E402
 import torch  # noqa: E402
 from lightning.pytorch.callbacks import EMAWeightAveraging  # noqa: E402
 
-from src.data.datamodule import CrystalDataModule  # noqa: E402
-from src.vae_module.build import build  # noqa: E402
-from src.vae_module.vae_module import VAEModule  # noqa: E402
+import src  # noqa: E402, F401  # the package of this checkout
+from crystalvae.build import build  # noqa: E402
+from crystalvae.data.datamodule import CrystalDataModule  # noqa: E402
+from crystalvae.vae_module.vae_module import VAEModule  # noqa: E402
 
 METRICS = ("recon_loss", "atom_types", "frac_coords", "element_accuracy", "coord_error", "length_error", "angle_error")
 

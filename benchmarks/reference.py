@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.utils import to_dense_batch
 
-from src.data.batch import CrystalBatch
-from src.vae_module import VAEModule
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.vae_module import VAEModule
 
 
 def to_data_list(crystals: CrystalBatch) -> list[Data]:

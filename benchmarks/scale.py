@@ -24,15 +24,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import torch  # noqa: E402
 
-from src.data.batch import CrystalBatch  # noqa: E402
-from src.data.dataset import CrystalDataset  # noqa: E402
-from src.data.dataset_file import load_dataset, write_parts  # noqa: E402
-from src.data.loader import CrystalLoader  # noqa: E402
-from src.data.sources import PrototypeSource  # noqa: E402
-from src.evaluation.speed import describe_machine  # noqa: E402
+import src  # noqa: E402, F401  # the package of this checkout
+from crystalvae.data.batch import CrystalBatch  # noqa: E402
+from crystalvae.data.dataset import CrystalDataset  # noqa: E402
+from crystalvae.data.dataset_file import load_dataset, write_parts  # noqa: E402
+from crystalvae.data.loader import CrystalLoader  # noqa: E402
+from crystalvae.data.sources import PrototypeSource  # noqa: E402
+from crystalvae.evaluation.speed import describe_machine  # noqa: E402
 
 PART = 50_000
 COUNTS = [10_000, 100_000, 500_000, 2_000_000]

@@ -20,17 +20,17 @@ from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import torch  # noqa: E402
 from torch_geometric.loader import DataLoader  # noqa: E402
 
+import src  # noqa: E402, F401  # the package of this checkout
 from benchmarks.machine import matrix_rate, take_turns  # noqa: E402
 from benchmarks.reference import Reference, to_data_list  # noqa: E402
-from src.data.batch import CrystalBatch  # noqa: E402
-from src.data.loader import CrystalLoader  # noqa: E402
-from src.data.sources import MP20, PrototypeSource  # noqa: E402
-from src.evaluation.speed import describe_machine  # noqa: E402
-from src.vae_module import VAEModule  # noqa: E402
+from crystalvae.data.batch import CrystalBatch  # noqa: E402
+from crystalvae.data.loader import CrystalLoader  # noqa: E402
+from crystalvae.data.sources import MP20, PrototypeSource  # noqa: E402
+from crystalvae.evaluation.speed import describe_machine  # noqa: E402
+from crystalvae.vae_module import VAEModule  # noqa: E402
 
 Row = dict[str, object]
 LATENT_DIM = 8
@@ -95,8 +95,8 @@ def make_module(d_model: int, layers: int) -> VAEModule:
     size = {"d_model": d_model, "nhead": min(8, max(1, d_model // 32)), "num_layers": layers}
     torch.manual_seed(0)
     return VAEModule(
-        encoder={"_target_": "src.vae_module.encoders.transformer.TransformerEncoder", **size},
-        decoder={"_target_": "src.vae_module.decoders.transformer.TransformerDecoder", **size},
+        encoder={"_target_": "crystalvae.vae_module.encoders.transformer.TransformerEncoder", **size},
+        decoder={"_target_": "crystalvae.vae_module.decoders.transformer.TransformerDecoder", **size},
         latent_dim=LATENT_DIM,
         augmentation={"translate": True},
     )

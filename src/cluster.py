@@ -1,16 +1,9 @@
-"""Cluster crystals in a latent space: `python src/cluster.py k=8`, or `crystalvae-cluster k=8` from any folder."""
+"""Cluster crystals by their latents: `python src/cluster.py …` from a checkout is `crystalvae cluster …`."""
 
-if not __package__:
-    import _script_path  # noqa: F401
+import sys
 
-from src.commands.cli import run_command
-from src.commands.cluster import cluster
-
-
-def main() -> None:
-    """Compose the config from the command line, cluster, and say what is in the clusters."""
-    run_command("cluster", cluster)
-
+import _script_path  # noqa: F401  # first: it puts this checkout's package on the path
+from crystalvae.commands.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["cluster", *sys.argv[1:]])

@@ -1,16 +1,9 @@
-"""Measure a checkpoint's reconstruction: `python src/evaluate.py …`, or `crystalvae-evaluate …` from any folder."""
+"""Measure a model, or crystals from anywhere: `python src/evaluate.py …` from a checkout is `crystalvae evaluate …`."""
 
-if not __package__:
-    import _script_path  # noqa: F401
+import sys
 
-from src.commands.cli import run_command
-from src.commands.evaluate import evaluate
-
-
-def main() -> None:
-    """Compose the config from the command line, evaluate, and say where the results are."""
-    run_command("evaluate", evaluate)
-
+import _script_path  # noqa: F401  # first: it puts this checkout's package on the path
+from crystalvae.commands.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["evaluate", *sys.argv[1:]])

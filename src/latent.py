@@ -1,16 +1,9 @@
-"""Work in a model's latent space: `python src/latent.py operation=…`, or `crystalvae-latent …` from any folder."""
+"""Operations on latents: `python src/latent.py …` from a checkout is `crystalvae latent …`."""
 
-if not __package__:
-    import _script_path  # noqa: F401
+import sys
 
-from src.commands.cli import run_command
-from src.commands.latent import latent
-
-
-def main() -> None:
-    """Compose the config from the command line, do the operation, and say where the results are."""
-    run_command("latent", latent)
-
+import _script_path  # noqa: F401  # first: it puts this checkout's package on the path
+from crystalvae.commands.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["latent", *sys.argv[1:]])

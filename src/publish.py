@@ -1,16 +1,9 @@
-"""Make a bundled model of a checkpoint: `python src/publish.py ckpt_path=runs/…/best.ckpt name=mp20-small`."""
+"""Make a bundled model of a checkpoint: `python src/publish.py …` from a checkout is `crystalvae publish …`."""
 
-if not __package__:
-    import _script_path  # noqa: F401
+import sys
 
-from src.commands.cli import run_command
-from src.commands.publish import publish
-
-
-def main() -> None:
-    """Compose the config from the command line, convert, and say where the model is."""
-    run_command("publish", publish)
-
+import _script_path  # noqa: F401  # first: it puts this checkout's package on the path
+from crystalvae.commands.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["publish", *sys.argv[1:]])

@@ -1,16 +1,9 @@
-"""Sample crystals from a checkpoint: `python src/sample.py …`, or `crystalvae-sample …` from any folder."""
+"""Sample crystals: `python src/sample.py …` from a checkout is `crystalvae sample …`."""
 
-if not __package__:
-    import _script_path  # noqa: F401
+import sys
 
-from src.commands.cli import run_command
-from src.commands.sample import sample
-
-
-def main() -> None:
-    """Compose the config from the command line, sample, and say where the results are."""
-    run_command("sample", sample)
-
+import _script_path  # noqa: F401  # first: it puts this checkout's package on the path
+from crystalvae.commands.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["sample", *sys.argv[1:]])

@@ -1,16 +1,9 @@
-"""Train a property head on a VAE's latents: `python src/train_predictor.py …`, or `crystalvae-train-predictor …`."""
+"""Train a property head: `python src/train_predictor.py …` from a checkout is `crystalvae train-predictor …`."""
 
-if not __package__:
-    import _script_path  # noqa: F401
+import sys
 
-from src.commands.cli import run_command
-from src.commands.train_predictor import train_predictor
-
-
-def main() -> None:
-    """Compose the config from the command line, train, and say where the results are."""
-    run_command("train_predictor", train_predictor)
-
+import _script_path  # noqa: F401  # first: it puts this checkout's package on the path
+from crystalvae.commands.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["train-predictor", *sys.argv[1:]])

@@ -1,16 +1,9 @@
-"""Train a prior over a VAE's latents: `python src/train_prior.py …`, or `crystalvae-train-prior …` from any folder."""
+"""Train a prior over latents: `python src/train_prior.py …` from a checkout is `crystalvae train-prior …`."""
 
-if not __package__:
-    import _script_path  # noqa: F401
+import sys
 
-from src.commands.cli import run_command
-from src.commands.train_prior import train_prior
-
-
-def main() -> None:
-    """Compose the config from the command line, train, and say where the results are."""
-    run_command("train_prior", train_prior)
-
+import _script_path  # noqa: F401  # first: it puts this checkout's package on the path
+from crystalvae.commands.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["train-prior", *sys.argv[1:]])

@@ -1,16 +1,9 @@
-"""Train a VAE: `python src/train_vae.py …`, or `crystalvae-train …` from any folder."""
+"""Train a VAE: `python src/train_vae.py …` from a checkout is `crystalvae train-vae …`."""
 
-if not __package__:
-    import _script_path  # noqa: F401
+import sys
 
-from src.commands.cli import run_command
-from src.commands.train import train
-
-
-def main() -> None:
-    """Compose the config from the command line, train, and say where the results are."""
-    run_command("train_vae", train)
-
+import _script_path  # noqa: F401  # first: it puts this checkout's package on the path
+from crystalvae.commands.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["train-vae", *sys.argv[1:]])

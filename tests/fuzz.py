@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [entry for entry in (str(REPOSITORY),) if entry not in sys.path]
+sys.path[:0] = [entry for entry in (str(REPOSITORY), str(REPOSITORY / "src")) if entry not in sys.path]
 SECONDS, BYTES = 10, 2 * 2**30
 WEIGHTS = {
     "csv row": 4, "csv table": 3, "csv bytes": 3, "csv.gz": 1, "parquet": 1, "feather": 1, "cif": 5, "extxyz": 1,
@@ -49,9 +49,9 @@ def write_originals(folder: Path) -> None:
     import torch
     from ase.db import connect
 
-    from src.data.batch import CrystalBatch
-    from src.data.dataset import CrystalDataset
-    from src.data.dataset_file import save_dataset
+    from crystalvae.data.batch import CrystalBatch
+    from crystalvae.data.dataset import CrystalDataset
+    from crystalvae.data.dataset_file import save_dataset
     from tests.published import PublishedVAE, save_published
     from tests.samples import random_crystals, rock_salt_and_friends, tiny_module
 
@@ -89,7 +89,7 @@ def run_case(seed: int, number: int, originals: Path, folder: Path) -> str:
     rng = random.Random(f"{seed}-{number}")
     kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     path, untouched = damaged_file(kind, rng, originals, folder)
-    from src.errors import CrystalVAEError
+    from crystalvae.errors import CrystalVAEError
 
     try:
         outcome = load_model(path) if path.suffix == ".ckpt" else load_crystals(path, untouched)
@@ -155,7 +155,7 @@ def load_crystals(path: Path, untouched: set[str]) -> str:
     """Read crystals; check that those that come back are sound and that none of the untouched is missing."""
     import torch
 
-    from src.data.sources import read_anything
+    from crystalvae.data.sources import read_anything
 
     dataset = read_anything(path, max_atoms=1000)
     crystals = dataset.crystals
@@ -174,7 +174,7 @@ def load_crystals(path: Path, untouched: set[str]) -> str:
 
 def load_model(path: Path) -> str:
     """Load a model; where that succeeds it must also run."""
-    from src.vae_module import VAEModule
+    from crystalvae.vae_module import VAEModule
     from tests.samples import random_crystals
 
     vae = VAEModule.load_from_checkpoint(path)
@@ -187,8 +187,8 @@ def load_model(path: Path) -> str:
 
 def work(seed: int, numbers: range, originals: Path) -> None:
     """Run cases one after the other under limits of time and memory, one line of JSON before and after each."""
-    from src.data import sources  # noqa: F401  what is imported counts as ours, not as a case's memory
-    from src.vae_module import VAEModule  # noqa: F401
+    from crystalvae.data import sources  # noqa: F401  what is imported counts as ours, not as a case's memory
+    from crystalvae.vae_module import VAEModule  # noqa: F401
     from tests import samples  # noqa: F401
 
     def stop(*_: object) -> None:

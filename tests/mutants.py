@@ -67,7 +67,9 @@ def run_pytest(folder: Path, targets: list[str], output: Path) -> None:
         os.dup2(stream.fileno(), 2)
     os.chdir(folder)
     sys.dont_write_bytecode = True  # a mutant of the same size and second would pass for the original
-    sys.path[:] = [str(folder), *(entry for entry in sys.path if Path(entry or ".").resolve() != REPOSITORY)]
+    own = {REPOSITORY, REPOSITORY / "src"}
+    elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() not in own]
+    sys.path[:] = [str(folder), str(folder / "src"), *elsewhere]
     options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-o", "addopts=-rfE"]
     loaded_before = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
     status = pytest.main([*options, *loaded_before, *targets])

@@ -30,7 +30,8 @@ NUMBERS = (
 SYMBOLS = ("Xx", "Qq", "", "D", "Na1+", "1", "Fm", "Uuo", "'", "é", "_", "na", "\x00", "data_", "loop_", "#")
 VALUES = (
     None, -1, 0, 3, 2**40, 10**30, float("nan"), float("inf"), 1e308, -0.5, 2.5, True, "", "x", b"bytes", (), [],
-    [1, "a"], {}, {"a": {}}, {"_target_": "os.system"}, "os.system", "src.vae_module.vae.CrystalVAE", torch.zeros(3),
+    [1, "a"], {}, {"a": {}}, {"_target_": "os.system"}, "os.system", "crystalvae.vae_module.vae.CrystalVAE",
+    torch.zeros(3),
 )  # fmt: skip
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w.])")
 CRYSTAL_WORDS = re.compile(r"(?<=\n)[ \t]*[A-Z][a-z]?(?=\s)|_atom_\w+|_cell_\w+|_symmetry_\w+|loop_|data_")
@@ -193,7 +194,7 @@ def damage_pickle(data: bytes, rng: random.Random) -> bytes:
             piece = b"G" + rng.choice((b"\x7f\xf8" + b"\0" * 6, b"\xff\xf0" + b"\0" * 6, b"\x7f\xef" + b"\xff" * 6))
         case 3:
             word = rng.choice(
-                (b"", b"x", b"os.system", b"cuda:9", b"\xff\xfe", b"9" * 50, b"_target_", b"src.errors.X")
+                (b"", b"x", b"os.system", b"cuda:9", b"\xff\xfe", b"9" * 50, b"_target_", b"crystalvae.errors.X")
             )
             piece = b"X" + len(word).to_bytes(4, "little") + word
         case 4:

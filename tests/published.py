@@ -15,9 +15,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from src.data.batch import CrystalBatch
-from src.vae_module.decoders import transformer as decoder_module
-from src.vae_module.encoders import transformer as encoder_module
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.vae_module.decoders import transformer as decoder_module
+from crystalvae.vae_module.encoders import transformer as encoder_module
 
 WIDTH, HEADS, LATENT = 16, 4, 6
 
@@ -143,8 +143,12 @@ def save_published(vae: PublishedVAE, path: Path, **extra: Any) -> Path:
         patch.object(decoder_module, "TransformerDecoder", PublishedDecoder),
     ):
         try:
-            for kind, (module, name) in names.items():
-                kind.__module__, kind.__name__, kind.__qualname__ = module.__name__, name, name
+            for kind, (module, name) in names.items():  # the published package is imported as `src`
+                kind.__module__, kind.__name__, kind.__qualname__ = (
+                    f"src.{module.__name__.partition('.')[2]}",
+                    name,
+                    name,
+                )
             torch.save(content, path)
         finally:
             for kind, (module_name, name, qualname) in before.items():

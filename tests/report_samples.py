@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from src.data.batch import CrystalBatch
+from crystalvae.data.batch import CrystalBatch
 from tests.samples import random_crystals, rock_salt_and_friends
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"

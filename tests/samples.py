@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from src.data.batch import CrystalBatch
-from src.data.lattice import lattice_from_parameters, random_rotations
-from src.prior_module.latent_prior import LatentPrior
-from src.vae_module import VAEModule
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.lattice import lattice_from_parameters, random_rotations
+from crystalvae.prior_module.latent_prior import LatentPrior
+from crystalvae.vae_module import VAEModule
 
 SIZES = (4, 1, 7, 2)
 """Atom counts of the default batch: all different, so that padding, pooling and offsets matter."""
@@ -58,8 +58,16 @@ def tiny_config(
     """Config of a VAE of 16 hidden and 4 latent numbers; `encoder`, `decoder` and `options` override its keys."""
     size = {"d_model": 16, "nhead": 2, "num_layers": 2, "dim_feedforward": 32}
     return {
-        "encoder": {"_target_": "src.vae_module.encoders.transformer.TransformerEncoder", **size, **(encoder or {})},
-        "decoder": {"_target_": "src.vae_module.decoders.transformer.TransformerDecoder", **size, **(decoder or {})},
+        "encoder": {
+            "_target_": "crystalvae.vae_module.encoders.transformer.TransformerEncoder",
+            **size,
+            **(encoder or {}),
+        },
+        "decoder": {
+            "_target_": "crystalvae.vae_module.decoders.transformer.TransformerDecoder",
+            **size,
+            **(decoder or {}),
+        },
         "latent_dim": 4,
         **options,
     }
@@ -92,7 +100,7 @@ def tiny_prior_config(*, atom_type_predict: bool = False, **prior: Any) -> dict[
     return {
         "vae": tiny_config(atom_type_predict=atom_type_predict),
         "prior": {
-            "_target_": "src.prior_module.network.LatentFlow",
+            "_target_": "crystalvae.prior_module.latent_flow.LatentFlow",
             **size,
             "composition": None if atom_type_predict else composition,
             **prior,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from src.errors import ConfigError
-from src.vae_module.averaging import AveragedWeights, decay_for
+from crystalvae.errors import ConfigError
+from crystalvae.vae_module.weight_averaging import AveragedWeights, decay_for
 
 
 class Walk(L.LightningModule):

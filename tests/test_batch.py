@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
-from src.data.batch import CrystalBatch
+from crystalvae.data.batch import CrystalBatch
 from tests.samples import SIZES, assert_same_crystals, random_crystals, rock_salt_and_friends
 
 

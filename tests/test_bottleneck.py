@@ -12,17 +12,17 @@ import pytest
 import torch
 import yaml
 
-from src.commands.train import _described
-from src.data.augmentation import TrainingBatch
-from src.data.batch import CrystalBatch
-from src.errors import ConfigError
-from src.prior_module.latent_prior import LatentPrior
-from src.vae_module import VAEModule
-from src.vae_module.bottlenecks import codebook
-from src.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK, Posterior
-from src.vae_module.bottlenecks.codebook import Codebooks
-from src.vae_module.bottlenecks.gaussian import GaussianBottleneck
-from src.vae_module.bottlenecks.vq import VQBottleneck
+from crystalvae.commands.train import _described
+from crystalvae.data.augmentation import TrainingBatch
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.errors import ConfigError
+from crystalvae.prior_module.latent_prior import LatentPrior
+from crystalvae.vae_module import VAEModule
+from crystalvae.vae_module.bottlenecks import codebook
+from crystalvae.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK, Posterior
+from crystalvae.vae_module.bottlenecks.codebook import Codebooks
+from crystalvae.vae_module.bottlenecks.gaussian import GaussianBottleneck
+from crystalvae.vae_module.bottlenecks.vq import VQBottleneck
 from tests.samples import assert_same_crystals, random_crystals, tiny_config, tiny_module, tiny_prior_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "vae_module" / "bottleneck"

@@ -14,12 +14,12 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from src.commands.train import train
-from src.data.batch import CrystalBatch
-from src.errors import ConfigError
-from src.vae_module import VAEModule
-from src.vae_module.bottlenecks.hierarchical import HierarchicalBottleneck
-from src.vae_module.bottlenecks.vq import VQBottleneck
+from crystalvae.commands.train import train
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.errors import ConfigError
+from crystalvae.vae_module import VAEModule
+from crystalvae.vae_module.bottlenecks.hierarchical import HierarchicalBottleneck
+from crystalvae.vae_module.bottlenecks.vq import VQBottleneck
 from tests.samples import assert_same_crystals, random_crystals
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what Lightning says of tiny runs

@@ -14,10 +14,10 @@ import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Composition, Element, Lattice, Structure
 
-from src.data.batch import CrystalBatch
-from src.data.canonical import CRYSTAL_SYSTEMS, CanonicalSource, canonical, crystal_system, element_order
-from src.data.dataset import CrystalDataset
-from src.errors import ConfigError
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.canonical import CRYSTAL_SYSTEMS, CanonicalSource, canonical, crystal_system, element_order
+from crystalvae.data.dataset import CrystalDataset
+from crystalvae.errors import ConfigError
 from tests.samples import assert_same_crystals, random_crystals, rock_salt_and_friends
 
 
@@ -298,7 +298,7 @@ class OneSplit:
 
 
 def test_the_source_gives_canonical_crystals_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import src.data.canonical as module
+    import crystalvae.data.canonical as module
 
     made: list[Any] = []
     original = module.canonical

@@ -15,13 +15,13 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from src.commands.cluster import cluster
-from src.data.augmentation import rotate, translate
-from src.data.batch import CrystalBatch
-from src.data.lattice import random_rotations
-from src.errors import ConfigError
-from src.evaluation.clusters import Clustering, cluster_crystals, find_prototypes
-from src.evaluation.runner import Runner
+from crystalvae.commands.cluster import cluster
+from crystalvae.data.augmentation import rotate, translate
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.lattice import random_rotations
+from crystalvae.errors import ConfigError
+from crystalvae.evaluation.clusters import Clustering, cluster_crystals, find_prototypes
+from crystalvae.evaluation.parallel.runner import Runner
 from tests.samples import random_crystals, rock_salt_and_friends, tiny_module
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

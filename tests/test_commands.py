@@ -69,7 +69,7 @@ def trained(table: Path, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     options = [*TINY, f"data.source.data_dir={table}", "trainer.max_epochs=6", "output_dir=run"]
     done = command("train_vae", *options, cwd=folder)
-    assert "crystalvae-sample ckpt_path=" in done.stdout
+    assert "crystalvae sample ckpt_path=" in done.stdout
     return folder / "run"
 
 
@@ -206,8 +206,8 @@ def test_evaluate_judges_crystals_from_anywhere(table: Path, tmp_path: Path):
     ],
 )
 def test_evaluate_refuses_what_it_cannot_do(table: Path, tmp_path: Path, arguments: list[str], message: str):
-    from src.commands.evaluate import evaluate
-    from src.errors import CrystalVAEError
+    from crystalvae.commands.evaluate import evaluate
+    from crystalvae.errors import CrystalVAEError
     from tests.test_docs import compose
 
     (tmp_path / "gen").mkdir()
@@ -275,8 +275,8 @@ def test_keys_that_no_command_reads_are_refused(tmp_path: Path, name: str, argum
     ],
 )
 def test_bad_requests_are_one_paragraph(trained: Path, tmp_path: Path, monkeypatch, arguments, expected):
-    from src.commands.sample import sample
-    from src.errors import CrystalVAEError
+    from crystalvae.commands.sample import sample
+    from crystalvae.errors import CrystalVAEError
 
     monkeypatch.chdir(tmp_path)
     config = compose("sample", [f"ckpt_path={trained / 'checkpoints' / 'best.ckpt'}", "output_dir=out", *arguments])
@@ -289,8 +289,8 @@ def test_bad_requests_are_one_paragraph(trained: Path, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("formula", ["Xx2", "Li0", "Li0.5Fe", "", "Li(", "LiFePO99999"])
 def test_bad_compositions_are_named(formula):
-    from src.commands.template import parse_composition
-    from src.errors import ConfigError
+    from crystalvae.commands.template import parse_composition
+    from crystalvae.errors import ConfigError
 
     with pytest.raises(ConfigError, match="composition="):
         parse_composition(formula)
@@ -299,8 +299,8 @@ def test_bad_compositions_are_named(formula):
 def test_structure_prediction_keeps_the_composition(table: Path, tmp_path: Path, monkeypatch):
     from samples import tiny_config
 
-    from src.commands.sample import sample
-    from src.vae_module import VAEModule
+    from crystalvae.commands.sample import sample
+    from crystalvae.vae_module import VAEModule
 
     module = VAEModule(**tiny_config(atom_type_predict=False))
     module.statistics = {"num_atoms": {2: 1, 4: 1, 6: 1}}
@@ -313,7 +313,7 @@ def test_structure_prediction_keeps_the_composition(table: Path, tmp_path: Path,
 
 
 def test_unseen_atom_count_is_allowed_with_a_warning(trained: Path, tmp_path: Path, caplog):
-    from src.commands.sample import sample
+    from crystalvae.commands.sample import sample
 
     options = [f"ckpt_path={trained / 'checkpoints' / 'best.ckpt'}", f"output_dir={tmp_path / 'out'}"]
     sample(compose("sample", [*options, "num_samples=2", "num_atoms=11"]))

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from pymatgen.core import Composition, Element
 
-from src.data.batch import CrystalBatch
-from src.errors import ConfigError
-from src.evaluation.composition import (
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.errors import ConfigError
+from crystalvae.evaluation.validity.composition import (
     OXIDATION_STATES,
     check_compositions,
     reduced_composition,

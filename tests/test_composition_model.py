@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.data.batch import CrystalBatch
-from src.data.canonical import element_order
-from src.errors import ConfigError, DataError
-from src.prior_module.composition import CompositionModel, Compositions
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.canonical import element_order
+from crystalvae.errors import ConfigError, DataError
+from crystalvae.prior_module.composition_model import CompositionModel, Compositions
 from tests.samples import random_crystals
 
 ELEMENTS = (1, 2, 3, 4, 5)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.data.augmentation import TrainingBatch
-from src.data.batch import CrystalBatch
-from src.data.compositions import densities, element_fractions
-from src.errors import ConfigError
-from src.vae_module import VAEModule
-from src.vae_module.checkpoint import load_shared_weights
-from src.vae_module.conditioning import (
+from crystalvae.checkpoints.format import load_shared_weights
+from crystalvae.data.augmentation import TrainingBatch
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.composition import densities, element_fractions
+from crystalvae.errors import ConfigError
+from crystalvae.vae_module import VAEModule
+from crystalvae.vae_module.conditions.injection import (
     AdaptiveLayerNorm,
     Concatenation,
     Conditioning,
@@ -26,7 +26,7 @@ from src.vae_module.conditioning import (
     tell,
     told,
 )
-from src.vae_module.conditions import ConditionEmbedder, asked_values, condition_values, drop_conditions
+from crystalvae.vae_module.conditions.values import ConditionEmbedder, asked_values, condition_values, drop_conditions
 from tests.samples import assert_same_crystals, random_crystals, rock_salt_and_friends, tiny_config, tiny_module
 from tests.test_families import ENCODERS, PAIRS, part
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.data.batch import CrystalBatch
-from src.errors import ConfigError, DataError
-from src.evaluation import coverage
-from src.evaluation.coverage import (
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.errors import ConfigError, DataError
+from crystalvae.evaluation.distributions import coverage
+from crystalvae.evaluation.distributions.coverage import (
     CUTOFFS,
     Cutoffs,
     coverage_section,
@@ -20,8 +20,8 @@ from src.evaluation.coverage import (
     nearest_distances,
     published_scaling,
 )
-from src.evaluation.runner import Runner
-from src.evaluation.wasserstein import wasserstein, wasserstein_section
+from crystalvae.evaluation.distributions.wasserstein import wasserstein, wasserstein_section
+from crystalvae.evaluation.parallel.runner import Runner
 from tests.test_uniqueness import caesium_chloride, perovskite, primitive_rock_salt
 from tests.test_validity import cubic
 from tests.test_validity_section import rock_salt

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from src.data.batch import CrystalBatch
-from src.errors import ConfigError, DataError
-from src.evaluation.csp import assign, csp_section
-from src.evaluation.inputs import CrystalSet, Unreadable
-from src.evaluation.runner import Runner
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.errors import ConfigError, DataError
+from crystalvae.evaluation.inputs import CrystalSet, Unreadable
+from crystalvae.evaluation.matching.csp import assign, csp_section
+from crystalvae.evaluation.parallel.runner import Runner
 
 ALONE = Runner(n_jobs=1, progress=False)
 SALT = (np.array([11, 17]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), 3.4 * np.eye(3))

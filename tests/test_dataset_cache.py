@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from src.data import datamodule, dataset_file
-from src.data.batch import CrystalBatch
-from src.data.datamodule import CrystalDataModule
-from src.data.dataset import CrystalDataset, SkippedRow
-from src.data.dataset_file import StoredIds, cached, load_dataset, save_dataset, write_parts
-from src.data.readers import content_key
-from src.data.sources import PrototypeSource
-from src.errors import ConfigError, DataError
+from crystalvae.data import datamodule, dataset_file
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.datamodule import CrystalDataModule
+from crystalvae.data.dataset import CrystalDataset, SkippedRow
+from crystalvae.data.dataset_file import StoredIds, cached, load_dataset, save_dataset, write_parts
+from crystalvae.data.readers import content_key
+from crystalvae.data.sources import PrototypeSource
+from crystalvae.errors import ConfigError, DataError
 from tests.samples import assert_same_crystals, random_crystals
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -103,9 +103,9 @@ import sys, time
 from pathlib import Path
 from safetensors.torch import save_file
 
-from src.data import datamodule, dataset_file
-from src.data.batch import CrystalBatch
-from src.data.datamodule import CrystalDataModule
+from crystalvae.data import datamodule, dataset_file
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.datamodule import CrystalDataModule
 from tests.samples import random_crystals
 
 def stall(tensors, path):

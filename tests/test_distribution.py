@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from src.vae_module.distribution import LOG_VARIANCE_RANGE, DiagonalGaussianDistribution
+from crystalvae.vae_module.distribution import LOG_VARIANCE_RANGE, DiagonalGaussianDistribution
 
 
 def parameters(*, atoms: int = 6, latent_dim: int = 4, seed: int = 0, scale: float = 2.0) -> torch.Tensor:

@@ -19,21 +19,21 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
-from src.commands.precision import choose_precision
-from src.data.augmentation import InputNoise
-from src.data.batch import CrystalBatch
-from src.data.loader import CrystalLoader
-from src.data.writers import write_crystals
-from src.evaluation.reconstruction import reconstruction_metrics
-from src.evaluation.runner import Runner
-from src.evaluation.validity import describe
-from src.prior_module.composition import CompositionModel
-from src.prior_module.flow import SamplerOptions
-from src.prior_module.latent_prior import LatentPrior
-from src.prior_module.network import LatentFlow
-from src.vae_module.build import build
-from src.vae_module.conditions import CLASSES, COMPUTED
-from src.vae_module.objectives.elbo import PUBLISHED_WEIGHTS
+from crystalvae.build import build
+from crystalvae.commands.precision import choose_precision
+from crystalvae.data.augmentation import InputNoise
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.loader import CrystalLoader
+from crystalvae.data.writers import write_crystals
+from crystalvae.evaluation.matching.reconstruction import reconstruction_metrics
+from crystalvae.evaluation.parallel.runner import Runner
+from crystalvae.evaluation.validity.structure import describe
+from crystalvae.prior_module.composition_model import CompositionModel
+from crystalvae.prior_module.flow import SamplerOptions
+from crystalvae.prior_module.latent_flow import LatentFlow
+from crystalvae.prior_module.latent_prior import LatentPrior
+from crystalvae.vae_module.conditions.values import CLASSES, COMPUTED
+from crystalvae.vae_module.objectives.elbo import PUBLISHED_WEIGHTS
 from tests.samples import random_crystals, tiny_config, tiny_module, tiny_prior_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,7 +195,7 @@ def own_parts() -> Iterator[Any]:
             group = path.parent.name
             whole: Any = OmegaConf.to_container(OmegaConf.create({group: OmegaConf.load(path)}), resolve=True)
             for name, part in parts(whole[group], path.stem):
-                if part["_target_"].startswith("src."):
+                if part["_target_"].startswith("crystalvae."):
                     yield pytest.param(group, part, id=name)
 
 

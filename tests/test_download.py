@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from src.data import download
-from src.data.download import fetch_mp20, git_blob_sha1
-from src.errors import DataError
+from crystalvae.data import mp20 as download
+from crystalvae.data.mp20 import fetch_mp20, git_blob_sha1
+from crystalvae.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONTENT = b"material_id,cif\n" + b"".join(b"row %06d\n" % number for number in range(60_000))
@@ -227,7 +227,7 @@ def test_a_killed_process_is_succeeded_by_the_next(mirror: Mirror, tmp_path: Pat
     script = """
 import os, signal, sys
 from pathlib import Path
-from src.data import download
+from crystalvae.data import mp20 as download
 download.time.sleep = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # die while waiting to try again
 download.fetch_mp20(Path(sys.argv[1]), ["val"])
 """

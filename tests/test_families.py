@@ -12,14 +12,14 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from torch_geometric.nn import CGConv
 
-from src.data.augmentation import TrainingBatch, rotate, translate
-from src.data.batch import CrystalBatch
-from src.data.lattice import random_rotations
-from src.errors import ConfigError, DataError
-from src.vae_module import VAEModule
-from src.vae_module.build import build
-from src.vae_module.encoders.cgcnn import NodewiseCGConv, gaussian_basis
-from src.vae_module.gru import AtomGRU
+from crystalvae.build import build
+from crystalvae.data.augmentation import TrainingBatch, rotate, translate
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.lattice import random_rotations
+from crystalvae.errors import ConfigError, DataError
+from crystalvae.vae_module import VAEModule
+from crystalvae.vae_module.encoders.cgcnn import NodewiseCGConv, gaussian_basis
+from crystalvae.vae_module.layers.gru import AtomGRU
 from tests.samples import SIZES, random_crystals
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

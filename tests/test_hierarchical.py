@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from src.data.augmentation import TrainingBatch
-from src.data.batch import CrystalBatch
-from src.errors import ConfigError
-from src.vae_module import VAEModule
-from src.vae_module.bottlenecks.hierarchical import HierarchicalBottleneck, LadderBottleneck, LevelMLP
-from src.vae_module.bottlenecks.hierarchical_config import HierarchicalConfig
-from src.vae_module.hierarchical_vae import hierarchical_vae
-from src.vae_module.objectives.schedules import LinearSchedule
+from crystalvae.data.augmentation import TrainingBatch
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.errors import ConfigError
+from crystalvae.vae_module import VAEModule
+from crystalvae.vae_module.bottlenecks.hierarchical import HierarchicalBottleneck, LadderBottleneck, LevelMLP
+from crystalvae.vae_module.bottlenecks.hierarchical_config import HierarchicalConfig
+from crystalvae.vae_module.hierarchical_vae import hierarchical_vae
+from crystalvae.vae_module.objectives.kl_schedules import LinearSchedule
 from tests.samples import assert_same_crystals, random_crystals, tiny_config
 
 DIMS = (4, 3, 2)

@@ -14,11 +14,11 @@ import pytest
 from ase.db import connect
 from pymatgen.core import Lattice, Structure
 
-from src.data.batch import CrystalBatch
-from src.data.dataset import CrystalDataset
-from src.data.dataset_file import save_dataset
-from src.errors import DataError
-from src.evaluation.inputs import CrystalSet, read_crystals
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.dataset import CrystalDataset
+from crystalvae.data.dataset_file import save_dataset
+from crystalvae.errors import DataError
+from crystalvae.evaluation.inputs import CrystalSet, read_crystals
 
 SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 SILICON = Structure(Lattice(2.715 * np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]])), ["Si", "Si"], [[0] * 3, [0.25] * 3])

@@ -12,9 +12,9 @@ from hydra.core.global_hydra import GlobalHydra
 from test_commands import table  # noqa: F401  a fixture
 from test_docs import compose
 
-from src.commands.latent import OPERATIONS, latent
-from src.data.sources import TableSource
-from src.errors import ConfigError, OutputError
+from crystalvae.commands.latent import OPERATIONS, latent
+from crystalvae.data.sources import TableSource
+from crystalvae.errors import ConfigError, OutputError
 from tests.samples import tiny_module
 
 

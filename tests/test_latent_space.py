@@ -15,20 +15,20 @@ from ase.io import read
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
-from src.data.augmentation import translate
-from src.data.batch import CrystalBatch
-from src.data.dataset import CrystalDataset
-from src.data.lattice import minimum_image_distances
-from src.data.sources import MP20
-from src.errors import ConfigError, DataError, OutputError
-from src.vae_module import VAEModule
-from src.vae_module.latent_space.alignment import align
-from src.vae_module.latent_space.embedding import rarest_origins
-from src.vae_module.latent_space.index import EmbeddingIndex
-from src.vae_module.latent_space.inputs import to_crystals
-from src.vae_module.latent_space.interpolation import lerp, slerp
-from src.vae_module.latent_space.maps import project
-from src.vae_module.latent_space.series import write_series
+from crystalvae.data.augmentation import translate
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.dataset import CrystalDataset
+from crystalvae.data.lattice import minimum_image_distances
+from crystalvae.data.sources import MP20
+from crystalvae.errors import ConfigError, DataError, OutputError
+from crystalvae.vae_module import VAEModule
+from crystalvae.vae_module.latent_space.alignment import align
+from crystalvae.vae_module.latent_space.embedding import rarest_origins
+from crystalvae.vae_module.latent_space.index import EmbeddingIndex
+from crystalvae.vae_module.latent_space.inputs import to_crystals
+from crystalvae.vae_module.latent_space.interpolation import lerp, slerp
+from crystalvae.vae_module.latent_space.maps import project
+from crystalvae.vae_module.latent_space.write_series import write_series
 from tests.samples import (
     SIZES,
     assert_same_crystals,
@@ -240,8 +240,12 @@ def test_interpolation_says_what_is_wrong(options: dict[str, Any], message: str)
         tiny_module().interpolate(**{"a": a, "b": b, "steps": 3, **options})
 
 
-VQ = {"_target_": "src.vae_module.bottlenecks.vq.VQBottleneck", "num_codebooks": 2, "codebook_size": 8}
-LEVELS = {"_target_": "src.vae_module.bottlenecks.hierarchical.HierarchicalBottleneck", "crystal_dim": 3, "width": 8}
+VQ = {"_target_": "crystalvae.vae_module.bottlenecks.vq.VQBottleneck", "num_codebooks": 2, "codebook_size": 8}
+LEVELS = {
+    "_target_": "crystalvae.vae_module.bottlenecks.hierarchical.HierarchicalBottleneck",
+    "crystal_dim": 3,
+    "width": 8,
+}
 
 
 @pytest.mark.parametrize("operation", ["interpolate", "latent_traversal"])
@@ -266,9 +270,9 @@ def test_hierarchical_latents_are_walked_level_by_level():
 
 
 FAMILIES = {
-    "cgcnn": {"_target_": "src.vae_module.encoders.cgcnn.CGCNNEncoder", "d_model": 16, "num_layers": 1},
-    "mlp": {"_target_": "src.vae_module.encoders.mlp.MLPEncoder", "d_model": 16, "num_layers": 1},
-    "gru": {"_target_": "src.vae_module.encoders.gru.GRUEncoder", "d_model": 16, "num_layers": 1},
+    "cgcnn": {"_target_": "crystalvae.vae_module.encoders.cgcnn.CGCNNEncoder", "d_model": 16, "num_layers": 1},
+    "mlp": {"_target_": "crystalvae.vae_module.encoders.mlp.MLPEncoder", "d_model": 16, "num_layers": 1},
+    "gru": {"_target_": "crystalvae.vae_module.encoders.gru.GRUEncoder", "d_model": 16, "num_layers": 1},
 }
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice
 from pymatgen.util.coord import pbc_shortest_vectors
 
-from src.data.augmentation import rotate, translate
-from src.data.lattice import (
+from crystalvae.data.augmentation import rotate, translate
+from crystalvae.data.lattice import (
     MIN_GRAM_EIGENVALUE,
     bound_angles,
     lattice_from_parameters,

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.data.augmentation import TrainingBatch
-from src.data.batch import CrystalBatch
-from src.data.loader import CrystalLoader
-from src.errors import ConfigError
+from crystalvae.data.augmentation import TrainingBatch
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.loader import CrystalLoader
+from crystalvae.errors import ConfigError
 from tests.samples import assert_same_crystals, random_crystals, tiny_module
 
 COUNTS = (4, 1, 7, 2, 3, 3, 5, 1, 2, 6, 4)

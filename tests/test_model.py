@@ -12,16 +12,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.data.augmentation import TrainingBatch, rotate, translate
-from src.data.batch import CrystalBatch
-from src.data.lattice import periodic_difference, random_rotations
-from src.errors import ConfigError
-from src.vae_module import DiagonalGaussianDistribution, VAEModule
-from src.vae_module.decoders.transformer import DecodedCrystals
-from src.vae_module.monitoring import reconstruction_errors
-from src.vae_module.packing import PaddingPlan
-from src.vae_module.transformer import SelfAttention, Transformer
-from src.vae_module.vae import SCALED_LENGTH_RANGE
+from crystalvae.data.augmentation import TrainingBatch, rotate, translate
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.lattice import periodic_difference, random_rotations
+from crystalvae.errors import ConfigError
+from crystalvae.vae_module import DiagonalGaussianDistribution, VAEModule
+from crystalvae.vae_module.decoders.transformer import DecodedCrystals
+from crystalvae.vae_module.layers.attention import PaddingPlan
+from crystalvae.vae_module.layers.transformer import SelfAttention, Transformer
+from crystalvae.vae_module.reconstruction_errors import reconstruction_errors
+from crystalvae.vae_module.vae import SCALED_LENGTH_RANGE
 from tests.samples import SIZES, assert_same_crystals, random_crystals, tiny_config, tiny_module
 
 OURS: dict[str, Any] = {}

@@ -9,12 +9,12 @@ from ase.neighborlist import neighbor_list
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.data import neighbours
-from src.data.augmentation import rotate, translate
-from src.data.batch import CrystalBatch
-from src.data.lattice import lattice_from_parameters, random_rotations
-from src.data.neighbours import NeighbourGraph, neighbour_graph
-from src.errors import DataError
+from crystalvae.data import neighbour_graph as neighbours
+from crystalvae.data.augmentation import rotate, translate
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.lattice import lattice_from_parameters, random_rotations
+from crystalvae.data.neighbour_graph import NeighbourGraph, neighbour_graph
+from crystalvae.errors import DataError
 from tests.samples import SIZES, random_crystals, rock_salt_and_friends
 
 Edge = tuple[int, int, tuple[int, ...]]

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from src.data.augmentation import InputNoise, TrainingBatch, corrupt, rotate, translate
-from src.data.batch import CrystalBatch
-from src.data.lattice import minimum_image_distances, periodic_difference, random_rotations
-from src.errors import TrainingError
-from src.vae_module import DiagonalGaussianDistribution, VAEModule
-from src.vae_module.decoders.transformer import DecodedCrystals
-from src.vae_module.monitoring import check_finite
-from src.vae_module.objectives.elbo import PUBLISHED_WEIGHTS
-from src.vae_module.objectives.reconstruction import check_reductions, reconstruction_losses
-from src.vae_module.schedule import WarmupCosine, warmup_cosine_factor
+from crystalvae.data.augmentation import InputNoise, TrainingBatch, corrupt, rotate, translate
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.lattice import minimum_image_distances, periodic_difference, random_rotations
+from crystalvae.errors import TrainingError
+from crystalvae.vae_module import DiagonalGaussianDistribution, VAEModule
+from crystalvae.vae_module.decoders.transformer import DecodedCrystals
+from crystalvae.vae_module.learning_rate import WarmupCosine, warmup_cosine_factor
+from crystalvae.vae_module.objectives.elbo import PUBLISHED_WEIGHTS
+from crystalvae.vae_module.objectives.reconstruction import check_reductions, reconstruction_losses
+from crystalvae.vae_module.reconstruction_errors import check_finite
 from tests.samples import SIZES, random_crystals, tiny_module
 from tests.test_model import VARIANTS, decoded_like
 

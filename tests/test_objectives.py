@@ -18,37 +18,37 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from src.data.augmentation import TrainingBatch
-from src.data.batch import CrystalBatch
-from src.data.loader import CrystalLoader
-from src.errors import CheckpointError, ConfigError
-from src.vae_module import DiagonalGaussianDistribution, VAEModule
-from src.vae_module.objectives import batch_mean as batch_mean_module
-from src.vae_module.objectives.batch_mean import batch_mean
-from src.vae_module.objectives.cluster import cluster_loss
-from src.vae_module.objectives.elbo import ELBO, PUBLISHED_WEIGHTS
-from src.vae_module.objectives.kl_terms import (
-    CapacityELBO,
-    FreeBitsELBO,
-    capacity,
-    capacity_penalty,
-    free_bits_penalty,
-)
-from src.vae_module.objectives.latent_statistics import LatentStatistics
-from src.vae_module.objectives.schedules import (
+from crystalvae.data.augmentation import TrainingBatch
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.loader import CrystalLoader
+from crystalvae.errors import CheckpointError, ConfigError
+from crystalvae.vae_module import DiagonalGaussianDistribution, VAEModule
+from crystalvae.vae_module.layers.transformer import mean_over_atoms
+from crystalvae.vae_module.objectives import batch_mean as batch_mean_module
+from crystalvae.vae_module.objectives.batch_mean import batch_mean
+from crystalvae.vae_module.objectives.cluster import cluster_loss
+from crystalvae.vae_module.objectives.elbo import ELBO, PUBLISHED_WEIGHTS
+from crystalvae.vae_module.objectives.kl_schedules import (
     CyclicalSchedule,
     LinearSchedule,
     NoSchedule,
     Schedule,
     SigmoidSchedule,
 )
-from src.vae_module.transformer import mean_over_atoms
+from crystalvae.vae_module.objectives.kl_terms import (
+    CapacityELBO,
+    FreeBitsELBO,
+    capacity,
+    capacity_penalty,
+    free_bits_penalty,
+)
+from crystalvae.vae_module.objectives.latent_statistics import LatentStatistics
 from tests.samples import SIZES, random_crystals, tiny_config, tiny_module
 from tests.test_model import decoded_like
 
-SCHEDULES = "src.vae_module.objectives.schedules"
-TERMS = "src.vae_module.objectives.kl_terms"
-ELBO_TARGET = "src.vae_module.objectives.elbo.ELBO"
+SCHEDULES = "crystalvae.vae_module.objectives.kl_schedules"
+TERMS = "crystalvae.vae_module.objectives.kl_terms"
+ELBO_TARGET = "crystalvae.vae_module.objectives.elbo.ELBO"
 LINEAR = {"_target_": f"{SCHEDULES}.LinearSchedule", "warmup": 8}
 OPTIMIZER = {"_target_": "torch.optim.AdamW", "lr": 3e-3}
 
@@ -567,7 +567,7 @@ def test_a_schedule_of_ones_own_is_kept_by_name(tmp_path: Path, crystals: Crysta
 
 @pytest.mark.parametrize(
     "target",
-    ["src.vae_module.checkpoint.write", f"{SCHEDULES}.check_count", "os.system", f"{TERMS}.free_bits_penalty"],
+    ["crystalvae.checkpoints.format.write", f"{SCHEDULES}.check_count", "os.system", f"{TERMS}.free_bits_penalty"],
 )
 def test_a_checkpoint_names_no_function_as_its_schedule(target: str, tmp_path: Path) -> None:
     module = tiny_module()

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.vae_module.build import build
-from src.vae_module.optimizers import MuonAdamW
-from src.vae_module.schedule import WarmupCosine
+from crystalvae.build import build
+from crystalvae.vae_module.learning_rate import WarmupCosine
+from crystalvae.vae_module.muon import MuonAdamW
 
 
 def network() -> nn.Sequential:
@@ -96,7 +96,7 @@ def test_a_closure_is_evaluated_once_with_gradients():
 def test_a_model_may_have_only_one_kind_of_parameter(side: int):
     matrices = [nn.Parameter(torch.randn(8, 8))]
     optimizer = build(
-        "optimizer", {"_target_": "src.vae_module.optimizers.MuonAdamW", "min_side": side}, params=matrices
+        "optimizer", {"_target_": "crystalvae.vae_module.muon.MuonAdamW", "min_side": side}, params=matrices
     )
     matrices[0].grad = torch.ones(8, 8)
     optimizer.step()

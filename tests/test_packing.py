@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.data.batch import CrystalBatch
-from src.vae_module import packing
-from src.vae_module.packing import PaddingPlan, attend, pack
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.vae_module.layers import attention as packing
+from crystalvae.vae_module.layers.attention import PaddingPlan, attend, pack
 
 HEADS = 2
 SIZES = st.lists(st.integers(1, 20), min_size=1, max_size=60)

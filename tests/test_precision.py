@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from src.commands import precision
-from src.commands.precision import choose_precision, has_bfloat16_units
-from src.commands.train import compile_layers
-from src.errors import ConfigError
-from src.vae_module import VAEModule
+from crystalvae.commands import precision
+from crystalvae.commands.precision import choose_precision, has_bfloat16_units
+from crystalvae.commands.train import compile_layers
+from crystalvae.errors import ConfigError
+from crystalvae.vae_module import VAEModule
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,8 @@ def test_units_are_asked_of_the_device_that_is_trained_on(monkeypatch: pytest.Mo
 
 COMPILED = """
 import torch
-from src.commands.train import compile_layers
-from src.data.augmentation import TrainingBatch
+from crystalvae.commands.train import compile_layers
+from crystalvae.data.augmentation import TrainingBatch
 from tests.samples import random_crystals, tiny_module
 
 compiled, plain = tiny_module(), tiny_module()
@@ -86,7 +86,7 @@ def test_compiled_layers_train_as_before() -> None:
 
 
 def test_a_model_without_transformers_is_not_compiled() -> None:
-    families = {"encoder": {"_target_": "src.vae_module.encoders.mlp.MLPEncoder", "d_model": 8, "num_layers": 1}}
-    families["decoder"] = {"_target_": "src.vae_module.decoders.mlp.MLPDecoder", "d_model": 8, "num_layers": 1}
+    families = {"encoder": {"_target_": "crystalvae.vae_module.encoders.mlp.MLPEncoder", "d_model": 8, "num_layers": 1}}
+    families["decoder"] = {"_target_": "crystalvae.vae_module.decoders.mlp.MLPDecoder", "d_model": 8, "num_layers": 1}
     with pytest.raises(ConfigError, match="compile: got true, but this model has no transformer layers"):
         compile_layers(VAEModule(**families, latent_dim=2))

@@ -11,19 +11,19 @@ import pytest
 import torch
 from test_commands import TINY, command, table  # noqa: F401  table is a fixture
 
-from src.data.datamodule import CrystalDataModule
-from src.data.dataset import CrystalDataset
-from src.data.loader import CrystalLoader
-from src.data.sources import Split
-from src.errors import CheckpointError, ConfigError
-from src.vae_module import VAEModule
-from src.vae_module.latent_space.predictor import LatentPredictor
-from src.vae_module.latent_space.property_head import PropertyHead
-from src.vae_module.latent_space.search import SearchOptions, descend
+from crystalvae.data.datamodule import CrystalDataModule
+from crystalvae.data.dataset import CrystalDataset
+from crystalvae.data.loader import CrystalLoader
+from crystalvae.data.sources import Split
+from crystalvae.errors import CheckpointError, ConfigError
+from crystalvae.predictor_module.predictor import LatentPredictor
+from crystalvae.predictor_module.property_head import PropertyHead
+from crystalvae.predictor_module.search import SearchOptions, descend
+from crystalvae.vae_module import VAEModule
 from tests.samples import assert_same_crystals, random_crystals, tiny_config, tiny_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec")
-HEAD = {"_target_": "src.vae_module.latent_space.property_head.PropertyHead", "d_model": 16, "num_layers": 1}
+HEAD = {"_target_": "crystalvae.predictor_module.property_head.PropertyHead", "d_model": 16, "num_layers": 1}
 OPTIMIZER = {"_target_": "torch.optim.AdamW", "lr": 1e-2}
 TRANSLATED = {"translate": True, "rotate": False}
 
@@ -193,7 +193,7 @@ def test_training_that_cannot_be_says_why(tmp_path: Path):
 
 
 def test_a_head_needs_continuous_latents():
-    codes = {"_target_": "src.vae_module.bottlenecks.vq.VQBottleneck", "num_codebooks": 2, "codebook_size": 8}
+    codes = {"_target_": "crystalvae.vae_module.bottlenecks.vq.VQBottleneck", "num_codebooks": 2, "codebook_size": 8}
     predictor = tiny_predictor(trained=False, vae={"bottleneck": codes})
     with pytest.raises(ConfigError, match="a property head: needs a Gaussian latent"):
         predictor.predict(random_crystals())
@@ -293,7 +293,7 @@ def test_train_resume_and_search_from_the_command_line(
     head = ["predictor.head.d_model=16", "predictor.head.num_layers=1", "data.batch_size=8"]
     train = [*data, *tiny, *head, f"vae_ckpt_path={vae_checkpoint}", "predictor.target=band_gap", "output_dir=run"]
     told = command("train_predictor", *train, "trainer.max_epochs=2", cwd=tmp_path).stdout
-    assert "crystalvae-latent operation=search" in told
+    assert "crystalvae latent operation=search" in told
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
     assert LatentPredictor.load_from_checkpoint(best).target == "band_gap"
     again = [*train[:-1], "trainer.max_epochs=4", "resume_from=run"]

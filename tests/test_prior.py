@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.data.augmentation import TrainingBatch
-from src.data.batch import CrystalBatch
-from src.data.canonical import CRYSTAL_SYSTEMS, element_order
-from src.errors import ConfigError
-from src.prior_module.denoiser import Denoiser
-from src.prior_module.flow import SamplerOptions, interpolate, logit_normal, preconditioning, solve
-from src.prior_module.latent_prior import LatentPrior
-from src.prior_module.network import LatentFlow, PriorNoise
-from src.prior_module.sampling import parse_chemical_system, sample_from_prior
-from src.vae_module import VAEModule
-from src.vae_module.conditions import ConditionEmbedder, asked_values, condition_values, drop_conditions
+from crystalvae.data.augmentation import TrainingBatch
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.canonical import CRYSTAL_SYSTEMS, element_order
+from crystalvae.errors import ConfigError
+from crystalvae.prior_module.denoiser import Denoiser
+from crystalvae.prior_module.flow import SamplerOptions, interpolate, logit_normal, preconditioning, solve
+from crystalvae.prior_module.latent_flow import LatentFlow, PriorNoise
+from crystalvae.prior_module.latent_prior import LatentPrior
+from crystalvae.prior_module.sampling import parse_chemical_system, sample_from_prior
+from crystalvae.vae_module import VAEModule
+from crystalvae.vae_module.conditions.values import ConditionEmbedder, asked_values, condition_values, drop_conditions
 from tests.samples import (
     SIZES,
     assert_same_crystals,

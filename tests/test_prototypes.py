@@ -19,12 +19,12 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Composition, Element
 from spglib import get_symmetry_dataset, niggli_reduce
 
-from src.data.batch import CrystalBatch
-from src.data.lattice import lattice_from_parameters, minimum_image_distances, shortest_distance
-from src.data.prototype_library import Prototype, load_prototypes
-from src.data.prototypes import build_prototypes
-from src.data.substitution import find_contacts, fit_cells, substitutes
-from src.errors import ConfigError
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.lattice import lattice_from_parameters, minimum_image_distances, shortest_distance
+from crystalvae.data.prototypes.build import build_prototypes
+from crystalvae.data.prototypes.library import Prototype, load_prototypes
+from crystalvae.data.prototypes.substitution import find_contacts, fit_cells, substitutes
+from crystalvae.errors import ConfigError
 
 Splits = dict[str, tuple[list[str], CrystalBatch]]
 
@@ -199,7 +199,7 @@ def test_near_identical_prototypes_are_one_family(by_name: dict[str, Prototype])
 
 DIGEST = """
 import hashlib
-from src.data.prototypes import build_prototypes
+from crystalvae.data.prototypes.build import build_prototypes
 print(hashlib.sha256(repr({k: v[0] for k, v in build_prototypes(3, 200, 4).items()}).encode()).hexdigest())
 """
 

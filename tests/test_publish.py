@@ -10,11 +10,12 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from src.commands.publish import SMALL, publish
-from src.errors import CheckpointError, ConfigError, OutputError
-from src.prior_module.latent_prior import LatentPrior
-from src.vae_module import VAEModule
-from src.vae_module import checkpoint as checkpoints
+from crystalvae.checkpoints import bundled
+from crystalvae.checkpoints import format as checkpoints
+from crystalvae.commands.publish import SMALL, publish
+from crystalvae.errors import CheckpointError, ConfigError, OutputError
+from crystalvae.prior_module.latent_prior import LatentPrior
+from crystalvae.vae_module import VAEModule
 from tests.samples import random_crystals, tiny_module, tiny_prior
 
 
@@ -28,7 +29,7 @@ def published(tmp_path, monkeypatch):
     module = tiny_module()
     module.save_checkpoint(tmp_path / "best.ckpt")
     publish(options(tmp_path / "best.ckpt", "tiny", tmp_path / "models"))
-    monkeypatch.setattr(checkpoints, "folder", lambda: tmp_path / "models")
+    monkeypatch.setattr(bundled, "folder", lambda: tmp_path / "models")
     return module, tmp_path / "models" / "tiny.ckpt"
 
 
@@ -53,17 +54,17 @@ def test_published_model_loads_by_name_and_decodes_the_same(published):
 
 def test_hash_is_written_and_checked(published):
     _, path = published
-    assert json.loads((path.parent / checkpoints.MANIFEST).read_text()) == {
+    assert json.loads((path.parent / bundled.MANIFEST).read_text()) == {
         "tiny": hashlib.sha256(path.read_bytes()).hexdigest()
     }
     with path.open("ab") as file:
         file.write(b"!")
     with pytest.raises(CheckpointError, match="sha256 differs"):
-        checkpoints.find("tiny")
+        bundled.find("tiny")
 
 
 def test_bundled_models_are_what_was_published():
-    for name in checkpoints.bundled():
+    for name in bundled.models():
         module = VAEModule.load_from_checkpoint(name)
         assert module.statistics["num_crystals"] > 0
 
@@ -107,7 +108,7 @@ def test_matrices_of_a_prior_are_stored_in_eight_bits(tmp_path, monkeypatch):
             parameter.add_(0.1 * torch.randn(parameter.shape))
     prior.save_checkpoint(tmp_path / "best.ckpt")
     publish(options(tmp_path / "best.ckpt", "tiny", tmp_path / "models", prior_storage="int8"))
-    monkeypatch.setattr(checkpoints, "folder", lambda: tmp_path / "models")
+    monkeypatch.setattr(bundled, "folder", lambda: tmp_path / "models")
     packed = torch.load(tmp_path / "models" / "tiny.ckpt", weights_only=True)[checkpoints.PACKED]
     exact, loaded = prior.state_dict(), LatentPrior.load_from_checkpoint("tiny").state_dict()
     assert packed

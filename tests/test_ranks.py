@@ -12,12 +12,12 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from src.commands import ranks as processes
-from src.commands.ranks import Ranks, joined_processes
-from src.commands.sampling import sample_all
-from src.data.batch import CrystalBatch
-from src.errors import ConfigError
-from src.vae_module import VAEModule
+from crystalvae.commands import ranks as processes
+from crystalvae.commands.ranks import Ranks, joined_processes
+from crystalvae.commands.sampling import sample_all
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.errors import ConfigError
+from crystalvae.vae_module import VAEModule
 from tests.samples import assert_same_crystals, tiny_module, tiny_prior
 
 SIZES = [3, 1, 7, 2, 2, 5, 4, 1, 3]

@@ -13,11 +13,11 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
-from src.data.batch import CrystalBatch
-from src.data.cif import CrystalError, parse_cif
-from src.data.dataset import CrystalDataset
-from src.data.readers import read_ase, read_cif_folder, read_table
-from src.errors import DataError
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.cif import CrystalError, parse_cif
+from crystalvae.data.dataset import CrystalDataset
+from crystalvae.data.readers import read_ase, read_cif_folder, read_table
+from crystalvae.errors import DataError
 from tests.samples import rock_salt_and_friends
 
 CIF = """data_test

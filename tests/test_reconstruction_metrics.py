@@ -12,13 +12,13 @@ import pytest
 import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
-from src.data.batch import CrystalBatch
-from src.data.cif import parse_cif
-from src.errors import ConfigError, DataError
-from src.evaluation import matching
-from src.evaluation.match_metrics import Candidates, Gates, match_metrics
-from src.evaluation.reconstruction import reconstruction_metrics
-from src.evaluation.runner import Runner
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.cif import parse_cif
+from crystalvae.errors import ConfigError, DataError
+from crystalvae.evaluation.matching import pairs as matching
+from crystalvae.evaluation.matching.match_rate import Candidates, Gates, match_metrics
+from crystalvae.evaluation.matching.reconstruction import reconstruction_metrics
+from crystalvae.evaluation.parallel.runner import Runner
 
 ALONE = Runner(n_jobs=1, progress=False)
 

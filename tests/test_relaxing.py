@@ -12,10 +12,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from pymatgen.core import Structure
 
-from src.commands.relaxing import Relaxer
-from src.commands.sample import sample
-from src.data.batch import CrystalBatch
-from src.errors import ConfigError
+from crystalvae.commands.relaxing import Relaxer
+from crystalvae.commands.sample import sample
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.errors import ConfigError
 
 CU, FE = 29, 26
 FCC = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])

@@ -17,18 +17,18 @@ import torch
 from PIL import Image
 from pymatgen.core import Structure
 
-from src.data.batch import CrystalBatch
-from src.errors import DataError, OutputError
-from src.evaluation.report import page, write_html_report
-from src.evaluation.report.archive import cif_texts, file_names, write_archive
-from src.evaluation.report.cases import generation_order, reconstruction_groups
-from src.evaluation.report.distributions import histogram
-from src.evaluation.report.facts import crystal_facts
-from src.evaluation.report.numbers import chemical_formula, label, space_group_symbol, write_number
-from src.evaluation.report.periodic_table import position
-from src.evaluation.report.published import beside, published_numbers
-from src.evaluation.report.scene import Scene, scene
-from src.evaluation.report.style import plotting
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.errors import DataError, OutputError
+from crystalvae.evaluation.report import page, write_html_report
+from crystalvae.evaluation.report.archive import cif_texts, file_names, write_archive
+from crystalvae.evaluation.report.cases import generation_order, reconstruction_groups
+from crystalvae.evaluation.report.distributions import histogram
+from crystalvae.evaluation.report.facts import crystal_facts
+from crystalvae.evaluation.report.numbers import chemical_formula, label, space_group_symbol, write_number
+from crystalvae.evaluation.report.periodic_table import position
+from crystalvae.evaluation.report.published import beside, published_numbers
+from crystalvae.evaluation.report.scene import Scene, scene
+from crystalvae.evaluation.report.style import plotting
 from tests.report_samples import HOSTILE, generation_report, reconstruction_report
 from tests.samples import rock_salt_and_friends
 

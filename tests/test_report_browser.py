@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pymatgen.core import Structure
 
-from src.evaluation.report import write_html_report
+from crystalvae.evaluation.report import write_html_report
 from tests.report_samples import HOSTILE, generation_report, reconstruction_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")

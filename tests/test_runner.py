@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-from src.errors import ConfigError, EvaluationError
-from src.evaluation.cache import FILE_NAME, ResultCache, content_hash
-from src.evaluation.runner import Runner
-from src.evaluation.time_limit import TimedOutError, time_limit
+from crystalvae.errors import ConfigError, EvaluationError
+from crystalvae.evaluation.parallel.cache import FILE_NAME, ResultCache, content_hash
+from crystalvae.evaluation.parallel.runner import Runner
+from crystalvae.evaluation.parallel.time_limit import TimedOutError, time_limit
 
 CALLS: list[float] = []
 
@@ -127,12 +127,13 @@ def test_a_cache_that_cannot_be_written_to_is_done_without(tmp_path: Path, caplo
 def test_two_processes_can_share_a_cache(tmp_path: Path):
     code = (
         "import sys, math; sys.path.insert(0, sys.argv[1])\n"
-        "from src.evaluation.runner import Runner; from src.evaluation.cache import ResultCache\n"
+        "from crystalvae.evaluation.parallel.runner import Runner\n"
+        "from crystalvae.evaluation.parallel.cache import ResultCache\n"
         "runner = Runner(n_jobs=1, cache=ResultCache(sys.argv[2]), progress=False)\n"
         "for i in range(20):\n"
         "    runner.map(math.sqrt, [float(j) for j in range(i, i + 50)], description='', namespace='a')\n"
     )
-    both = [subprocess.Popen([sys.executable, "-c", code, str(REPOSITORY), str(tmp_path)]) for _ in range(2)]
+    both = [subprocess.Popen([sys.executable, "-c", code, str(REPOSITORY / "src"), str(tmp_path)]) for _ in range(2)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     with sqlite3.connect(tmp_path / FILE_NAME) as connection:
         assert connection.execute("SELECT count(*) FROM results").fetchone() == (69,)
@@ -140,10 +141,18 @@ def test_two_processes_can_share_a_cache(tmp_path: Path):
 
 
 def test_workers_need_no_torch():
-    modules = ("runner", "cache", "time_limit", "matching", "grouping")
-    code = "import sys; sys.path.insert(0, sys.argv[1])\n" + "".join(f"import src.evaluation.{m}\n" for m in modules)
+    modules = (
+        "parallel.runner",
+        "parallel.cache",
+        "parallel.time_limit",
+        "matching.pairs",
+        "matching.structure_matcher",
+    )
+    code = "import sys; sys.path.insert(0, sys.argv[1])\n" + "".join(
+        f"import crystalvae.evaluation.{m}\n" for m in modules
+    )
     code += "assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code, str(REPOSITORY)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(REPOSITORY / "src")], check=True, timeout=120)
 
 
 def test_a_worker_that_dies_is_reported_with_what_to_do():
@@ -160,7 +169,7 @@ def test_impossible_runners_are_refused(monkeypatch: pytest.MonkeyPatch):
         Runner(backend="lokiy")
     with pytest.raises(ConfigError, match="backend=dask"):
         Runner(address="tcp://somewhere:8786")
-    monkeypatch.setattr("src.evaluation.runner.find_spec", lambda _: None)
+    monkeypatch.setattr("crystalvae.evaluation.parallel.runner.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"crystalvae\[ray\]"):
         Runner(backend="ray")
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from src.errors import ConfigError
-from src.evaluation.speed import SamplingTimes, speed_section, time_sampling
+from crystalvae.errors import ConfigError
+from crystalvae.evaluation.speed import SamplingTimes, speed_section, time_sampling
 
 
 def test_only_the_rounds_after_the_warmup_are_timed():

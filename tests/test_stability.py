@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from src.data.batch import CrystalBatch
-from src.errors import ConfigError, DataError
-from src.evaluation.cache import ResultCache
-from src.evaluation.elements import elemental_crystals
-from src.evaluation.hull import (
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.errors import ConfigError, DataError
+from crystalvae.evaluation.parallel.cache import ResultCache
+from crystalvae.evaluation.parallel.runner import Runner
+from crystalvae.evaluation.stability.elemental_crystals import elemental_crystals
+from crystalvae.evaluation.stability.hull import (
     Entry,
     SystemIndex,
     elemental_energies,
@@ -22,14 +23,13 @@ from src.evaluation.hull import (
     formation_energies,
     hull_energies,
 )
-from src.evaluation.potentials import CHGNET, Potential
-from src.evaluation.relax_batch import keeps, relax_crystals
-from src.evaluation.relaxation import Relaxation, displacement, matched_rmsd, relax
-from src.evaluation.runner import Runner
-from src.evaluation.stability import StabilitySettings, stability_section
-from src.evaluation.stability_metrics import Outcome, stability_metrics
-from src.evaluation.symmetry import find_space_groups
-from src.evaluation.validity import describe
+from crystalvae.evaluation.stability.metrics import Outcome, stability_metrics
+from crystalvae.evaluation.stability.potentials import CHGNET, Potential
+from crystalvae.evaluation.stability.relax_crystals import keeps, relax_crystals
+from crystalvae.evaluation.stability.relaxation import Relaxation, displacement, matched_rmsd, relax
+from crystalvae.evaluation.stability.section import StabilitySettings, stability_section
+from crystalvae.evaluation.symmetry.section import find_space_groups
+from crystalvae.evaluation.validity.structure import describe
 
 RUNNER = Runner(n_jobs=1, progress=False)
 EMT = Potential.from_config({"name": "EMT", "calculator": {"_target_": "ase.calculators.emt.EMT"}})
@@ -153,7 +153,7 @@ def test_what_depends_on_the_machine_is_not_kept(error: Exception, kept: bool, m
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("src.evaluation.relaxation._relax", fail)
+    monkeypatch.setattr("crystalvae.evaluation.stability.relaxation._relax", fail)
     assert keeps(relax(fcc([CU] * 4, 3.8), potential=EMT, relaxation=Relaxation())) == kept
 
 
@@ -385,7 +385,7 @@ def test_only_bad_crystals_give_shares_of_0(emt_section):
 
 
 def test_a_missing_package_is_said(monkeypatch):
-    monkeypatch.setattr("src.evaluation.potentials.find_spec", lambda _name: None)
+    monkeypatch.setattr("crystalvae.evaluation.stability.potentials.find_spec", lambda _name: None)
     section = stability_section(
         generated=generated(), reference=known(), hull=known(), hull_name="four crystals", runner=RUNNER
     )
@@ -414,7 +414,7 @@ def test_wrong_settings_are_refused(without_type_checks):
         with pytest.raises(ConfigError, match=words):
             Potential.from_config(config)
     broken = Potential.from_config(
-        {"name": "x", "calculator": {"_target_": "src.evaluation.potentials.chgnet", "a": 1}}
+        {"name": "x", "calculator": {"_target_": "crystalvae.evaluation.stability.potentials.chgnet", "a": 1}}
     )
     absent = Potential.from_config({"name": "x", "calculator": {"_target_": "ase.calculators.nothing.Here"}})
     for potential in (broken, absent):
@@ -453,7 +453,7 @@ def test_chgnet_fails_softly_and_needs_known_weights(without_type_checks):
     heavy = fcc([99] * 4, 5.0)
     for crystal in (alone, heavy):
         assert relax(crystal, potential=CHGNET, relaxation=Relaxation(max_steps=0))["failure"]
-    wrong = {"_target_": "src.evaluation.potentials.chgnet", "model": "9.9"}
+    wrong = {"_target_": "crystalvae.evaluation.stability.potentials.chgnet", "model": "9.9"}
     with pytest.raises(ConfigError, match=r"model='9\.9'"):
         Potential.from_config({"name": "x", "calculator": wrong}).calculator()
 

@@ -9,14 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from src.data.batch import CrystalBatch
-from src.errors import ConfigError, DataError, OutputError
-from src.evaluation.cache import ResultCache
-from src.evaluation.evaluation_report import EvaluationReport, format_tables, format_value, plain_data
-from src.evaluation.inputs import CrystalSet, Unreadable
-from src.evaluation.metric import Metric
-from src.evaluation.runner import Runner
-from src.evaluation.suite import (
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.errors import ConfigError, DataError, OutputError
+from crystalvae.evaluation.evaluate import (
     SECTIONS,
     Known,
     SuiteSettings,
@@ -24,6 +19,11 @@ from src.evaluation.suite import (
     evaluate_generation,
     evaluate_reconstruction,
 )
+from crystalvae.evaluation.evaluation_report import EvaluationReport, format_tables, format_value, plain_data
+from crystalvae.evaluation.inputs import CrystalSet, Unreadable
+from crystalvae.evaluation.metric import Metric
+from crystalvae.evaluation.parallel.cache import ResultCache
+from crystalvae.evaluation.parallel.runner import Runner
 from tests.test_csp import MOVED, SALT, SILICON, assign
 from tests.test_csp import crystals as named
 

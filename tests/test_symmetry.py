@@ -11,12 +11,12 @@ import pytest
 import torch
 from samples import rock_salt_and_friends
 
-from src.data.batch import CrystalBatch
-from src.data.sources import MP20
-from src.errors import ConfigError, OutputError
-from src.evaluation.runner import Runner
-from src.evaluation.space_groups import crystal_system, space_group_symbol
-from src.evaluation.symmetry import find_space_groups, symmetry_section, write_symmetrized
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.sources import MP20
+from crystalvae.errors import ConfigError, OutputError
+from crystalvae.evaluation.parallel.runner import Runner
+from crystalvae.evaluation.symmetry.section import find_space_groups, symmetry_section, write_symmetrized
+from crystalvae.evaluation.symmetry.space_groups import crystal_system, space_group_symbol
 
 RUNNER = Runner(n_jobs=1, progress=False)
 ROCK_SALT, DIAMOND, WURTZITE, TRICLINIC = range(4)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from src.data.batch import CrystalBatch
-from src.data.canonical import canonical
-from src.data.symmetry_search import moyo_dataset, shortest_translation
-from src.evaluation.runner import Runner
-from src.evaluation.symmetry import find_space_groups
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.canonical import canonical
+from crystalvae.data.symmetry import moyo_dataset, shortest_translation
+from crystalvae.evaluation.parallel.runner import Runner
+from crystalvae.evaluation.symmetry.section import find_space_groups
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDLESS = np.array([[0.64004219, 0.0, 0.0], [0.26100287, 1.1787132, 0.0], [0.0921523, -0.5789243, 2.65102148]])
@@ -68,6 +68,6 @@ def test_numbers_that_are_not_finite_are_no_lattice():
 
 
 def test_workers_need_no_torch():
-    lines = ("import sys", "sys.path.insert(0, sys.argv[1])", "import src.data.symmetry_search")
+    lines = ("import sys", "sys.path.insert(0, sys.argv[1])", "import crystalvae.data.symmetry")
     code = "\n".join((*lines, "assert 'torch' not in sys.modules"))
-    subprocess.run([sys.executable, "-c", code, str(ROOT)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(ROOT / "src")], check=True, timeout=120)

@@ -13,18 +13,18 @@ import torch
 from samples import tiny_prior_config
 from test_commands import TINY, compose, losses, table  # noqa: F401  table is a fixture
 
-from src.commands.latent import latent
-from src.commands.sample import sample
-from src.commands.sampling import sample_all
-from src.commands.train import train
-from src.data.augmentation import TrainingBatch
-from src.data.batch import CrystalBatch
-from src.data.compositions import densities
-from src.data.datamodule import CrystalDataModule
-from src.errors import ConfigError
-from src.prior_module.latent_prior import LatentPrior
-from src.vae_module import VAEModule
-from src.vae_module.build import build
+from crystalvae.build import build
+from crystalvae.commands.latent import latent
+from crystalvae.commands.sample import sample
+from crystalvae.commands.sampling import sample_all
+from crystalvae.commands.train import train
+from crystalvae.data.augmentation import TrainingBatch
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.composition import densities
+from crystalvae.data.datamodule import CrystalDataModule
+from crystalvae.errors import ConfigError
+from crystalvae.prior_module.latent_prior import LatentPrior
+from crystalvae.vae_module import VAEModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what Lightning says of tiny runs
 

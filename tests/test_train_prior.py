@@ -14,12 +14,12 @@ import torch
 from samples import tiny_config
 from test_commands import command, compose, table  # noqa: F401  table is a fixture
 
-from src.commands.sample import sample
-from src.commands.train_prior import train_prior
-from src.data.canonical import element_order
-from src.errors import ConfigError, CrystalVAEError, DataError
-from src.prior_module.latent_prior import LatentPrior
-from src.vae_module import VAEModule
+from crystalvae.commands.sample import sample
+from crystalvae.commands.train_prior import train_prior
+from crystalvae.data.canonical import element_order
+from crystalvae.errors import ConfigError, CrystalVAEError, DataError
+from crystalvae.prior_module.latent_prior import LatentPrior
+from crystalvae.vae_module import VAEModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what Lightning says of tiny runs
 
@@ -72,7 +72,7 @@ def options(folder: Path, table: Path) -> list[str]:  # noqa: F811
 def run(folder: Path, options: list[str]) -> Path:
     """A run of six epochs, through the command itself."""
     done = command("train_prior", *options, "output_dir=run", cwd=folder)
-    assert f"crystalvae-sample ckpt_path={folder / 'run' / 'checkpoints' / 'best.ckpt'}" in done.stdout
+    assert f"crystalvae sample ckpt_path={folder / 'run' / 'checkpoints' / 'best.ckpt'}" in done.stdout
     assert "reconstruct" not in done.stdout
     return folder / "run"
 
@@ -173,11 +173,11 @@ def test_a_composition_model_that_is_not_there_cannot_be_trained(folder: Path, o
 
 def test_monitor_measures_what_the_seeded_samples_are_worth(run: Path, table: Path):  # noqa: F811
     """The number logged last can be had again from the checkpoint: same seed, same samples."""
-    from src.data.batch import CrystalBatch
-    from src.data.canonical import canonical
-    from src.data.readers import read_table
-    from src.evaluation.train_index import TrainIndex
-    from src.evaluation.uniqueness import valid_unique_novel
+    from crystalvae.data.batch import CrystalBatch
+    from crystalvae.data.canonical import canonical
+    from crystalvae.data.readers import read_table
+    from crystalvae.evaluation.novelty.train_index import TrainIndex
+    from crystalvae.evaluation.novelty.uniqueness import valid_unique_novel
 
     train = canonical(read_table(table / "train.csv").crystals)
     generator = torch.Generator().manual_seed(0)

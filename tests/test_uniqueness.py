@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from src.data.batch import CrystalBatch
-from src.errors import ConfigError, DataError
-from src.evaluation import grouping, uniqueness
-from src.evaluation.cache import ResultCache
-from src.evaluation.grouping import first_match, reduce_cell
-from src.evaluation.runner import Runner
-from src.evaluation.train_index import TrainIndex
-from src.evaluation.uniqueness import TOLERANCES, valid_unique_novel
-from src.evaluation.uniqueness_section import uniqueness_section
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.errors import ConfigError, DataError
+from crystalvae.evaluation.matching import structure_matcher as grouping
+from crystalvae.evaluation.matching.structure_matcher import first_match, reduce_cell
+from crystalvae.evaluation.novelty import uniqueness
+from crystalvae.evaluation.novelty.section import uniqueness_section
+from crystalvae.evaluation.novelty.train_index import TrainIndex
+from crystalvae.evaluation.novelty.uniqueness import TOLERANCES, valid_unique_novel
+from crystalvae.evaluation.parallel.cache import ResultCache
+from crystalvae.evaluation.parallel.runner import Runner
 from tests.test_validity import cubic, real_crystals
 from tests.test_validity_section import rock_salt
 
@@ -86,7 +87,8 @@ def test_the_training_index_keeps_its_primitive_cells(monkeypatch: pytest.Monkey
     first = valid_unique_novel(rock_salt(6.0), train)
     done = []
     monkeypatch.setattr(
-        "src.evaluation.train_index.reduce_cell", lambda crystal, **_: done.append(1) or reduce_cell(crystal)
+        "crystalvae.evaluation.novelty.train_index.reduce_cell",
+        lambda crystal, **_: done.append(1) or reduce_cell(crystal),
     )
     again = valid_unique_novel(rock_salt(6.0), train)
     assert len(done) == 1  # the generated one alone

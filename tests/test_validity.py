@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.data.batch import CrystalBatch
-from src.data.cif import parse_cif
-from src.data.lattice import shortest_distance
-from src.evaluation.validity import describe, shortest_distances
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.cif import parse_cif
+from crystalvae.data.lattice import shortest_distance
+from crystalvae.evaluation.validity.structure import describe, shortest_distances
 
 
 def real_crystals(mp20_dir: Path, count: int) -> CrystalBatch:

@@ -13,12 +13,12 @@ from ase.data import covalent_radii
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.data.batch import CrystalBatch
-from src.errors import ConfigError
-from src.evaluation.distances import shortest_distances
-from src.evaluation.physical import contacts, physical_reasons, reference_ranges
-from src.evaluation.validity import describe
-from src.evaluation.validity_section import validity_section
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.distances import shortest_distances
+from crystalvae.errors import ConfigError
+from crystalvae.evaluation.validity.contacts import contacts, physical_reasons, reference_ranges
+from crystalvae.evaluation.validity.section import validity_section
+from crystalvae.evaluation.validity.structure import describe
 from tests.test_validity import cubic, real_crystals
 
 
@@ -163,7 +163,7 @@ def test_no_crystals_have_no_shares():
 
 
 def test_without_smact_the_rest_is_there_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("src.evaluation.validity_section.smact_installed", lambda: False)
+    monkeypatch.setattr("crystalvae.evaluation.validity.section.smact_installed", lambda: False)
     section = validity_section(generated=rock_salt())
     assert section.metrics["structure_valid"].value == 1.0
     assert "valid" not in section.metrics

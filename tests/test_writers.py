@@ -25,11 +25,11 @@ from pymatgen.core import Structure
 from pymatgen.io.cif import CifParser
 from pymatgen.io.vasp import Poscar
 
-from src.data import writers
-from src.data.batch import CrystalBatch
-from src.data.writers import FORMATS, check_output_dir, default_ids, write_crystals
-from src.errors import ConfigError, DataError, OutputError
-from src.evaluation.validity import describe
+from crystalvae.data import writers
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.writers import FORMATS, check_output_dir, default_ids, write_crystals
+from crystalvae.errors import ConfigError, DataError, OutputError
+from crystalvae.evaluation.validity.structure import describe
 
 
 def random_crystals(count: int, seed: int = 0) -> CrystalBatch:
@@ -367,11 +367,11 @@ def test_sigkill_in_the_middle_leaves_nothing_that_looks_finished(tmp_path: Path
     script = (
         "import sys, time; sys.path.insert(0, sys.argv[2])\n"
         "from pathlib import Path\n"
-        "from src.data.output_dir import staged_output\n"
+        "from crystalvae.output_dir import staged_output\n"
         "with staged_output(sys.argv[1]) as folder:\n"
         "    (folder / '0000.cif').write_text('half'); print('ready', flush=True); time.sleep(60)\n"
     )
-    command = [sys.executable, "-c", script, str(tmp_path / "out"), str(Path(__file__).parents[1])]
+    command = [sys.executable, "-c", script, str(tmp_path / "out"), str(Path(__file__).parents[1] / "src")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import matplotlib as mpl
+
+import src  # noqa: F401  # the package of this checkout
 
 mpl.use("Agg")
 
@@ -23,8 +24,8 @@ from ase.data import covalent_radii
 from ase.geometry import complete_cell
 from ase.visualize.plot import plot_atoms
 
-from src.commands.template import sample_template
-from src.vae_module import VAEModule
+from crystalvae.commands.template import sample_template
+from crystalvae.vae_module import VAEModule
 
 ROWS, COLUMNS = 2, 5
 LABELS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")

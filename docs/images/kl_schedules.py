@@ -7,20 +7,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-
 import matplotlib as mpl  # noqa: E402
+
+import src  # noqa: E402, F401  # the package of this checkout
 
 mpl.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-from src.vae_module.objectives.kl_terms import capacity  # noqa: E402
-from src.vae_module.objectives.schedules import (  # noqa: E402
+from crystalvae.vae_module.objectives.kl_schedules import (  # noqa: E402
     CyclicalSchedule,
     LinearSchedule,
     NoSchedule,
     SigmoidSchedule,
 )
+from crystalvae.vae_module.objectives.kl_terms import capacity  # noqa: E402
 
 STEPS = range(4001)
 PANELS = {

@@ -1,0 +1,44 @@
+"""crystalvae: a continuous latent space of inorganic crystals.
+
+Names are imported when they are first used, so that `import crystalvae` takes no time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crystalvae.data.batch import CrystalBatch
+    from crystalvae.prior_module.latent_prior import LatentPrior
+    from crystalvae.vae_module.distribution import DiagonalGaussianDistribution
+    from crystalvae.vae_module.vae_module import VAEModule
+
+    __version__: str
+
+_HOMES = {
+    "CrystalBatch": "data.batch",
+    "DiagonalGaussianDistribution": "vae_module.distribution",
+    "LatentPrior": "prior_module.latent_prior",
+    "VAEModule": "vae_module.vae_module",
+}
+"""Public names, and the module each stands in."""
+
+__all__ = ["CrystalBatch", "DiagonalGaussianDistribution", "LatentPrior", "VAEModule", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("crystalvae")
+        except PackageNotFoundError:  # a checkout that is not installed
+            return "0+unknown"
+    if name not in _HOMES:
+        raise AttributeError(f"module 'crystalvae' has no attribute {name!r}")
+    return getattr(import_module(f"crystalvae.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

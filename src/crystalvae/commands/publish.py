@@ -1,0 +1,65 @@
+"""Make a bundled model of a training checkpoint: weights alone, in fewer bits, with its sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Literal, get_args
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from crystalvae.checkpoints import bundled
+from crystalvae.checkpoints import format as checkpoints
+from crystalvae.commands import arguments
+from crystalvae.errors import CheckpointError, ConfigError, OutputError
+from crystalvae.vae_module.layers.transformer import check_choice
+
+PriorStorage = Literal["half", "int8"]
+SMALL = 1024
+"""Tensors of up to so many numbers (statistics, biases, norms) stay in single precision: they cost nothing."""
+
+
+def publish(config: DictConfig) -> str:
+    """Write `name`.ckpt and its hash into `output_dir`; returns what to tell the user."""
+    name = str(config.name)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+        raise ConfigError(f"name: got {name!r}; expected lower-case letters, digits and hyphens, such as mp20-small")
+    source = arguments.path("ckpt_path", config.ckpt_path)
+    folder = arguments.path("output_dir", config.output_dir)
+    path = folder / f"{name}.ckpt"
+    if path.exists() and not arguments.switch("overwrite", config.overwrite):
+        raise OutputError(f"{path}: there is such a model already; give another name or output_dir, or overwrite=true")
+    content = checkpoints.read(source, plain_data_only=True)
+    check_choice("prior_storage", config.prior_storage, get_args(PriorStorage))
+    weights: dict[str, Tensor] = content["state_dict"]
+    packed = {}
+    if config.prior_storage == "int8":
+        matrices = {key: value for key, value in weights.items() if ".prior." in key and _is_large_matrix(value)}
+        packed = {key: checkpoints.pack_rows(value.float()) for key, value in matrices.items()}
+    published = {
+        "state_dict": {key: _halved(key, value) for key, value in weights.items() if key not in packed},
+        checkpoints.KEY: content[checkpoints.KEY],
+    }
+    checkpoints.write({**published, checkpoints.PACKED: packed} if packed else published, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest = folder / bundled.MANIFEST
+    hashes = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    text = json.dumps(dict(sorted({**hashes, name: digest}.items())), indent=1)
+    manifest.write_text(text + "\n", encoding="utf-8")
+    return f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {digest}"
+
+
+def _is_large_matrix(value: Tensor) -> bool:
+    return value.ndim == 2 and value.is_floating_point() and value.numel() > SMALL
+
+
+def _halved(name: str, value: Tensor) -> Tensor:
+    if not value.is_floating_point() or value.numel() <= SMALL:
+        return value.clone()
+    half = value.half()
+    if not bool(torch.isfinite(half).all()):
+        raise CheckpointError(f"{name}: holds numbers beyond half precision's range")
+    return half

@@ -1,0 +1,50 @@
+"""Train a prior over the latents of a trained VAE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from crystalvae.build import build
+from crystalvae.checkpoints import bundled
+from crystalvae.checkpoints import format as checkpoints
+from crystalvae.commands.train import run_training
+from crystalvae.errors import ConfigError
+from crystalvae.prior_module.latent_prior import LatentPrior
+from crystalvae.vae_module.vae_module import VAEModule
+
+
+def train_prior(config: DictConfig) -> str:
+    """Train as `config` describes on the latents of `vae_ckpt_path`; returns what to tell the user at the end."""
+
+    def start() -> LatentPrior:
+        vae = VAEModule.load_from_checkpoint(bundled.find(str(config.vae_ckpt_path)))
+        if vae.prior is not None:
+            vae = _without_prior(vae)
+        described = OmegaConf.create({**config.prior_module, "vae": vae.config})
+        module = build("prior_module", described)
+        if not isinstance(module, LatentPrior):
+            raise ConfigError(f"prior_module._target_: got {type(module).__name__}; expected a LatentPrior")
+        checkpoints.load_weights(module.vae_module.vae, vae.vae.state_dict())
+        module.vae_module.statistics = vae.statistics
+        if config.ckpt_path is not None:
+            path = bundled.find(Path(config.ckpt_path))
+            content = checkpoints.read(path, plain_data_only=True)
+            meta = checkpoints.check_metadata(content, "prior")
+            _, weights = checkpoints.vae_within("prior", meta["config"], content["state_dict"])
+            prefix = "prior."  # the VAE stays that of vae_ckpt_path
+            own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+            checkpoints.load_weights(module.prior, own)
+        return module
+
+    if config.resume_from is not None and config.ckpt_path is not None:
+        raise ConfigError("resume_from and ckpt_path exclude each other: the one continues a run, the other starts one")
+    return run_training(config, start, kind="prior", model_keys=("vae", "prior", "trained", "optimizer"))
+
+
+def _without_prior(module: VAEModule) -> VAEModule:
+    plain = VAEModule(**{**module.config, "prior": None})
+    checkpoints.load_weights(plain.vae, module.vae.state_dict())
+    plain.statistics = module.statistics
+    return plain

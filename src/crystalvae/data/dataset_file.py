@@ -1,0 +1,222 @@
+"""Datasets on disk: one safetensors file each, memory-mapped when read, so that none needs to fit into memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, overload
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.dataset import FIELDS, CrystalDataset, SkippedRow
+from crystalvae.errors import DataError
+from crystalvae.output_dir import process_alive
+
+log = logging.getLogger(__name__)
+
+_NAMES = {torch.int64: "I64", torch.float32: "F32", torch.float64: "F64", torch.uint8: "U8"}
+
+
+class StoredIds(Sequence[str]):
+    """Ids as one text in UTF-8 and the place where each ends, decoded one by one: no Python object an id."""
+
+    def __init__(self, text: UInt8[Tensor, "T"], ends: Int[Tensor, "B"]) -> None:
+        if len(ends) and int(ends[-1]) != len(text):
+            raise ValueError(f"ids end at {int(ends[-1])}, but their text has {len(text)} bytes")
+        self.text, self.ends = text, ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"id {index} of {len(self)}")
+        place = index % len(self)
+        start = int(self.ends[place - 1]) if place else 0
+        return self.text[start : int(self.ends[place])].numpy().tobytes().decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (list, StoredIds)):
+            return NotImplemented
+        return len(self) == len(other) and all(ours == theirs for ours, theirs in zip(self, other, strict=True))
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]  as lists have none
+
+
+def save_dataset(dataset: CrystalDataset, path: Path) -> None:
+    """Write a dataset under a temporary name and rename it, so that a reader sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    try:
+        save_file(_tensors(dataset) | {"skipped": _to_bytes(dataset.skipped)}, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_parts(parts: Iterable[CrystalDataset], path: Path) -> int:
+    """Write a dataset that comes in parts, one of them in memory at a time; returns the number of crystals.
+
+    The parts have the same properties. As `save_dataset`, it leaves all of the file or nothing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns: dict[str, _Column] = {}
+    skipped: list[SkippedRow] = []
+    with ExitStack() as stack:
+        for part in parts:
+            tensors = _tensors(part)
+            if not columns:
+                columns = {name: stack.enter_context(_column(path, name, value)) for name, value in tensors.items()}
+            if set(tensors) != set(columns):
+                raise ValueError(
+                    f"write_parts: expected the fields {sorted(columns)} in each part, got {sorted(tensors)}"
+                )
+            tensors["id_ends"] = tensors["id_ends"] + columns["id_text"].rows
+            for name, value in tensors.items():
+                columns[name].add(value)
+            skipped += part.skipped
+        if not columns:
+            raise ValueError("write_parts: expected at least one part, got none")
+        skipped_rows = stack.enter_context(_column(path, "skipped", _to_bytes(skipped)))
+        skipped_rows.add(_to_bytes(skipped))
+        _join({**columns, "skipped": skipped_rows}, path)
+        return columns["num_atoms"].rows
+
+
+def load_dataset(path: Path) -> CrystalDataset:
+    """Read a dataset, memory-mapped: nothing is read until it is used; `DataError` where the file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        crystals = CrystalBatch(
+            atom_types=tensors["atom_types"].long(),
+            frac_coords=tensors["frac_coords"],
+            lattices=tensors["lattices"],
+            num_atoms=tensors["num_atoms"].long(),
+            properties={k.removeprefix("properties/"): v for k, v in tensors.items() if k.startswith("properties/")},
+        )
+        skipped = [SkippedRow(*entry) for entry in _from_bytes(tensors["skipped"])]
+        if "ids" in tensors:  # written by version 0.1 before ids were mapped too
+            return CrystalDataset(crystals, _from_bytes(tensors["ids"]), skipped)
+        ids = StoredIds(tensors["id_text"], tensors["id_ends"])
+        return CrystalDataset(crystals, ids, skipped)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: damaged dataset cache ({reason}); delete the file and run again") from error
+
+
+def cached(path: Path, build: Callable[[], CrystalDataset]) -> CrystalDataset:
+    """Return the dataset at `path`, building and writing it first where it is missing or damaged."""
+    if path.is_file():
+        try:
+            return load_dataset(path)
+        except DataError as error:
+            log.warning("%s; building it again", error)
+    remove_stale_partials(path)
+    dataset = build()
+    try:
+        save_dataset(dataset, path)
+    except OSError as error:
+        log.warning("could not keep the dataset cache at %s (%s); it will be built again next time", path, error)
+    return dataset
+
+
+def remove_stale_partials(path: Path) -> None:
+    """Delete what killed runs left beside `path` under a temporary name."""
+    for partial in path.parent.glob(f".{path.name}.*.tmp"):
+        pid = partial.name.removesuffix(".tmp").rpartition(".")[2]
+        if pid.isdigit() and not process_alive(int(pid)):
+            partial.unlink(missing_ok=True)
+
+
+# ---- parts of a file -------------------------------------------------------------------------------------------------
+
+
+class _Column:
+    """A tensor that grows on disk."""
+
+    def __init__(self, file: IO[bytes], like: Tensor) -> None:
+        self.file, self.dtype, self.shape, self.rows = file, like.dtype, tuple(like.shape[1:]), 0
+
+    def add(self, rows: Tensor) -> None:
+        self.file.write(rows.contiguous().numpy().tobytes())
+        self.rows += len(rows)
+
+
+@contextmanager
+def _column(path: Path, name: str, like: Tensor) -> Iterator[_Column]:
+    partial = _partial(path, name.replace("/", "-"))
+    try:
+        with partial.open("w+b") as file:
+            yield _Column(file, like)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _join(columns: dict[str, _Column], path: Path) -> None:
+    """Write columns one after the other behind a safetensors header, wide types first so that all are aligned."""
+    order = sorted(columns, key=lambda name: -columns[name].dtype.itemsize)
+    header, offset = {}, 0
+    for name in order:
+        column = columns[name]
+        size = column.file.tell()
+        shape = [column.rows, *column.shape]
+        header[name] = {"dtype": _NAMES[column.dtype], "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    partial = _partial(path)
+    try:
+        with partial.open("wb") as target:
+            target.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                columns[name].file.seek(0)
+                shutil.copyfileobj(columns[name].file, target, 1 << 20)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path, part: str = "") -> Path:
+    return path.with_name(f".{path.name}.{part + '.' if part else ''}{os.getpid()}.tmp")
+
+
+def _tensors(dataset: CrystalDataset) -> dict[str, Tensor]:
+    # Elements and counts as the 64-bit numbers they are in memory, so that a file can be used without a copy.
+    crystals, texts = dataset.crystals, [entry.encode() for entry in dataset.ids]
+    text = torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8) if any(texts) else torch.empty(0).byte()
+    return {
+        **{name: getattr(crystals, name).contiguous() for name in FIELDS},
+        "id_text": text,
+        "id_ends": torch.from_numpy(np.cumsum([len(entry) for entry in texts], dtype=np.int64)),
+        **{f"properties/{name}": value.contiguous() for name, value in crystals.properties.items()},
+    }
+
+
+def _to_bytes(skipped: Sequence[SkippedRow]) -> Tensor:
+    rows = [[entry.row, entry.crystal_id, entry.reason] for entry in skipped]
+    return torch.frombuffer(bytearray(json.dumps(rows).encode()), dtype=torch.uint8)
+
+
+def _from_bytes(tensor: Tensor) -> list:
+    return json.loads(tensor.numpy().tobytes())

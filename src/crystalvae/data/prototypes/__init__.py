@@ -1,0 +1,1 @@
+"""The embedded data set: AFLOW's crystal prototypes, grown by chemically sensible substitution."""

@@ -1,0 +1,234 @@
+"""Where crystals come from: each source gives the splits train, val and test, from its cache where it has one."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+
+from crystalvae.data.dataset import READER_VERSION, CrystalDataset
+from crystalvae.data.dataset_file import cached, load_dataset
+from crystalvae.data.readers import TABLE_SUFFIXES, content_key, read_ase, read_cif_folder, read_table
+from crystalvae.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What the datamodule asks of a source."""
+
+    name: str
+
+    def load(self, split: Split) -> CrystalDataset:
+        """Return one split; `DataError` where it cannot be had."""
+        ...
+
+
+def cache_root(cache_dir: str | os.PathLike[str] | None) -> Path:
+    """Return where caches live: as given, or `CRYSTALVAE_CACHE_DIR`, or the user's cache folder."""
+    if cache_dir is None:
+        import platformdirs
+
+        cache_dir = os.environ.get("CRYSTALVAE_CACHE_DIR") or platformdirs.user_cache_dir("crystalvae", appauthor=False)
+    return Path(cache_dir).expanduser()
+
+
+class TableSource:
+    """A folder with `train`, `val` and `test` tables in CDVAE's format, such as perov_5, carbon_24 or your own.
+
+    `data_dir` holds train.csv, val.csv and test.csv (or .csv.gz, .feather, .parquet); `files` names single tables
+    instead, by split. Splits without a file are only missed when asked for.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        data_dir: str | None = None,
+        files: dict[str, str | None] | None = None,
+        max_atoms: int | None = None,
+        strict: bool = False,
+        cache_dir: str | None = None,
+    ) -> None:
+        self.name, self.max_atoms, self.strict = name, max_atoms, strict
+        self.data_dir = Path(data_dir).expanduser() if data_dir else None
+        self.files = {split: Path(path).expanduser() for split, path in (files or {}).items() if path}
+        unknown = set(self.files) - set(SPLITS)
+        if unknown:
+            raise ConfigError(f"data.source.files: got {', '.join(sorted(unknown))}; expected {', '.join(SPLITS)}")
+        self.cache = cache_root(cache_dir)
+
+    def path(self, split: Split) -> Path:
+        """Return the table of a split, or raise `DataError` that says where it was looked for."""
+        if split in self.files:
+            return self.files[split]
+        if self.data_dir is None:
+            raise DataError(
+                f"{self.name}, split {split}: no files given. Set data.source.data_dir=… to a folder with {split}.csv, "
+                f"or data.source.files.{split}=… to a table in CDVAE's format"
+            )
+        return self.find(self.data_dir, split)
+
+    def find(self, folder: Path, split: Split) -> Path:
+        """Return the table of a split in a folder, whatever its kind."""
+        found = [folder / f"{split}{suffix}" for suffix in TABLE_SUFFIXES if (folder / f"{split}{suffix}").is_file()]
+        if not found:
+            present = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) if folder.is_dir() else "no folder"
+            raise DataError(
+                f"{self.name}, split {split}: no {split}.csv (.csv.gz, .feather, .parquet) in {folder} ({present})"
+            )
+        return found[0]
+
+    def load(self, split: Split) -> CrystalDataset:
+        """Return a split, read from its table once and from the cache afterwards."""
+        path = self.path(split)
+        if not path.is_file():
+            raise DataError(f"{self.name}, split {split}: no such file {path}")
+        options = {"max_atoms": self.max_atoms, "strict": self.strict, "reader": READER_VERSION}
+        target = self.cache / self.name / f"{split}-{content_key([path], **options)}.safetensors"
+        return cached(target, lambda: _read_logged(path, self.max_atoms, self.strict))
+
+
+def _read_logged(path: Path, max_atoms: int | None, strict: bool) -> CrystalDataset:
+    log.info("reading %s", path)
+    return read_table(path, max_atoms=max_atoms, strict=strict)
+
+
+class MP20(TableSource):
+    """MP-20 (Xie et al. 2022): from `data_dir`, or downloaded on first use into the cache, checked by hash."""
+
+    def __init__(
+        self,
+        *,
+        name: str = "mp_20",
+        data_dir: str | None = None,
+        max_atoms: int | None = 20,
+        strict: bool = False,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__(name=name, data_dir=data_dir, max_atoms=max_atoms, strict=strict, cache_dir=cache_dir)
+
+    def path(self, split: Split) -> Path:
+        """Return the CSV of a split, from `data_dir` where that is set, else from the download."""
+        if self.data_dir is not None:
+            return self.find(self.data_dir, split)
+        from crystalvae.data.mp20 import fetch_mp20
+
+        return fetch_mp20(self.cache / self.name / "download", [split])[split]
+
+
+class FileSource:
+    """A folder of CIFs, or a file that ASE reads, divided at random by `seed` into train, val and test."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        path: str | None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        seed: int = 0,
+        max_atoms: int | None = None,
+        strict: bool = False,
+        cache_dir: str | None = None,
+    ) -> None:
+        if not path:
+            raise ConfigError(
+                "data.source.path: got nothing; expected a folder of CIFs, or a file that ASE reads: "
+                "data=files data.source.path=…"
+            )
+        if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
+            raise ConfigError(
+                f"data.source: got val_fraction {val_fraction} and test_fraction {test_fraction}; expected shares of "
+                "at least 0 that leave something to train on"
+            )
+        self.name, self.source = name, Path(path).expanduser()
+        self.fractions, self.seed = {"val": val_fraction, "test": test_fraction}, seed
+        self.max_atoms, self.strict, self.cache = max_atoms, strict, cache_root(cache_dir)
+
+    def load(self, split: Split) -> CrystalDataset:
+        """Return the crystals of a split, in the order of the source."""
+        if not self.source.exists():
+            raise DataError(f"data.source.path: no such file or folder {self.source}")
+        files = sorted(self.source.glob("*.cif")) if self.source.is_dir() else [self.source]
+        key = content_key(files, max_atoms=self.max_atoms, strict=self.strict, reader=READER_VERSION)
+        everything = cached(self.cache / self.name / f"all-{key}.safetensors", self._read)
+        order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        first, counts = 0, {name: round(share * len(order)) for name, share in self.fractions.items()}
+        chosen: dict[str, list[int]] = {}
+        for name, count in counts.items():
+            chosen[name] = order[first : first + count]
+            first += count
+        chosen["train"] = order[first:]
+        if not chosen[split]:
+            raise DataError(f"{self.source}: no crystals left for split {split} of {len(everything)}")
+        return everything.subset(sorted(chosen[split]))
+
+    def _read(self) -> CrystalDataset:
+        log.info("reading %s", self.source)
+        read: Callable[..., CrystalDataset] = read_cif_folder if self.source.is_dir() else read_ase
+        return read(self.source, max_atoms=self.max_atoms, strict=self.strict)
+
+
+class PrototypeSource:
+    """Crystals grown from the AFLOW prototypes inside pymatgen: no download, split by prototype family."""
+
+    def __init__(
+        self,
+        *,
+        name: str = "prototypes",
+        num_crystals: int = 6000,
+        max_atoms: int = 20,
+        seed: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        self.name, self.num_crystals, self.max_atoms, self.seed = name, num_crystals, max_atoms, seed
+        self.cache = cache_root(cache_dir)
+
+    def load(self, split: Split) -> CrystalDataset:
+        """Return a split, built once and from the cache afterwards."""
+        from crystalvae.data.prototypes.build import PROTOTYPES_VERSION
+
+        key = f"v{PROTOTYPES_VERSION}-n{self.num_crystals}-a{self.max_atoms}-s{self.seed}"
+        paths: dict[Split, Path] = {name: self.cache / self.name / f"{name}-{key}.safetensors" for name in SPLITS}
+        return cached(paths[split], lambda: self._build(paths, split))
+
+    def _build(self, paths: dict[Split, Path], split: Split) -> CrystalDataset:
+        from crystalvae.data.dataset_file import save_dataset
+        from crystalvae.data.prototypes.build import build_prototypes
+
+        log.info("growing %d crystals from the AFLOW prototypes", self.num_crystals)
+        built = build_prototypes(seed=self.seed, num_crystals=self.num_crystals, max_atoms=self.max_atoms)
+        datasets = {name: CrystalDataset(crystals, ids) for name, (ids, crystals) in built.items()}
+        for name, path in paths.items():
+            if name != split and not path.is_file():
+                try:
+                    save_dataset(datasets[name], path)
+                except OSError as error:
+                    log.warning("could not keep the dataset cache at %s (%s)", path, error)
+        return datasets[split]
+
+
+def read_anything(path: Path, *, max_atoms: int | None = None, strict: bool = False) -> CrystalDataset:
+    """Read crystals from a table, a folder of CIFs, a saved dataset, or a file that ASE reads."""
+    if path.is_dir():
+        return read_cif_folder(path, max_atoms=max_atoms, strict=strict)
+    if path.name.endswith(TABLE_SUFFIXES):
+        return read_table(path, max_atoms=max_atoms, strict=strict)
+    if path.suffix == ".safetensors":
+        return load_dataset(path)
+    return read_ase(path, max_atoms=max_atoms, strict=strict)
+
+
+def atom_count_distribution(num_atoms: Sequence[int]) -> dict[int, int]:
+    """Return how many crystals have each number of atoms, by number of atoms."""
+    values, counts = torch.as_tensor(num_atoms).unique(return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))

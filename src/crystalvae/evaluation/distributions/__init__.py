@@ -1,0 +1,1 @@
+"""Are crystals distributed as those of a reference: coverage and Wasserstein distances."""

@@ -1,0 +1,1 @@
+"""Do predictions match their targets: reconstruction and structure prediction."""

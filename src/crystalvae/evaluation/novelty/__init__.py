@@ -1,0 +1,1 @@
+"""Are crystals unique, and new with respect to the training set."""

@@ -1,0 +1,70 @@
+"""All crystals of a set as CIFs in one zip file, and the CIFs of single ones."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.writers import SAFE_ID, default_ids, write_crystals
+from crystalvae.evaluation.report.facts import LAST_ELEMENT
+
+
+def file_names(ids: Sequence[str]) -> list[str]:
+    """Return one file name without suffix a crystal: its id, or numbers where not all ids can name a file."""
+    usable = all(SAFE_ID.fullmatch(name) for name in ids) and len({name.lower() for name in ids}) == len(ids)
+    return list(ids) if usable else default_ids(len(ids))
+
+
+def cif_texts(crystals: CrystalBatch, names: Sequence[str]) -> list[str]:
+    """Return the CIF of each crystal, empty where no CIF can hold it (numbers that are not finite, no volume, …)."""
+    import pandas as pd
+
+    writable = _known_elements(crystals)
+    if not writable.any():
+        return [""] * len(crystals)
+    kept = [name for name, keep in zip(names, writable, strict=True) if keep]
+    with tempfile.TemporaryDirectory(prefix="crystalvae-cif-") as place:
+        folder = Path(place) / "cif"
+        write_crystals(crystals[np.flatnonzero(writable)], folder, table=pd.DataFrame(index=range(len(kept))), ids=kept)
+        return [
+            path.read_text(encoding="utf-8") if keep and (path := folder / f"{name}.cif").is_file() else ""
+            for name, keep in zip(names, writable, strict=True)
+        ]
+
+
+def write_archive(path: Path, texts: Sequence[str], names: Sequence[str], ids: Sequence[str]) -> int:
+    """Write CIFs to a zip file, with a table of which file holds which id, and return how many there are.
+
+    The same crystals give the same bytes.
+    """
+    written = 0
+    with zipfile.ZipFile(path, "w", compression=zipfile.ZIP_DEFLATED) as archive:
+        rows = ["file,id"]
+        for text, name, entry in zip(texts, names, ids, strict=True):
+            if text:
+                _add(archive, f"{name}.cif", text)
+                written += 1
+            quoted = entry.replace('"', '""')
+            rows.append(f'{name + ".cif" if text else ""},"{quoted}"')
+        _add(archive, "index.csv", "\n".join(rows) + "\n")
+    return written
+
+
+def _add(archive: zipfile.ZipFile, name: str, text: str) -> None:
+    entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.external_attr = 0o644 << 16
+    archive.writestr(entry, text)
+
+
+def _known_elements(crystals: CrystalBatch) -> np.ndarray:
+    known = np.ones(len(crystals), dtype=bool)
+    host = crystals.detach().to("cpu")
+    strange = (host.atom_types < 1) | (host.atom_types > LAST_ELEMENT)
+    known[host.batch[strange].numpy()] = False
+    return known & (host.num_atoms.numpy() > 0)

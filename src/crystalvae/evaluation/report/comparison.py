@@ -1,0 +1,72 @@
+"""Tables of published numbers with a run's own numbers in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from crystalvae.evaluation.report.numbers import ARROWS, write_number, write_published
+from crystalvae.evaluation.report.page import Report, metric_values, name_of
+from crystalvae.evaluation.report.published import Column, PublishedTable, published_numbers
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """A row of a table of published numbers; `ours` marks those of this run."""
+
+    model: str
+    paper: str
+    cells: list[str]
+    ours: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table of published numbers with this run's own."""
+
+    table: PublishedTable
+    rows: list[ComparisonRow]
+    arrows: list[str]
+
+
+def comparisons(report: Report) -> list[Comparison]:
+    """Return the published tables that have a quantity of this run, with its own numbers first."""
+    metrics = metric_values(report)
+    published = published_numbers()
+    name = name_of(report)
+    result = []
+    for table in published.for_kind(str(report.get("kind", ""))):
+        rows = [ComparisonRow(name, "this run", _own(table.columns, metrics, gated=False), ours=True)]
+        if any(column.gated for column in table.columns):
+            rows.append(
+                ComparisonRow(f"{name}, gated", "this run", _own(table.columns, metrics, gated=True), ours=True)
+            )
+        rows += [
+            ComparisonRow(
+                model,
+                published.models[model],
+                [write_published(value, column.unit) for value, column in zip(values, table.columns, strict=True)],
+            )
+            for model, values in table.rows.items()
+        ]
+        if all(cell == "–" for row in rows if row.ours for cell in row.cells):
+            continue  # nothing of this run stands beside it
+        result.append(Comparison(table, rows, [ARROWS.get(column.better, "") for column in table.columns]))
+    return result
+
+
+def is_other_dataset(report: Report) -> bool:
+    """Say whether a run was evaluated on crystals that the published numbers are not about."""
+    inputs: Mapping[str, Mapping[str, object]] = report.get("inputs") or {}  # pyright: ignore[reportAssignmentType]
+    named = f"{report.get('dataset') or ''} {(inputs.get('reference') or {}).get('name') or ''}"
+    return published_numbers().dataset not in named.lower().replace("-", "_")
+
+
+def _own(columns: Sequence[Column], metrics: Mapping[str, Mapping[str, object]], *, gated: bool) -> list[str]:
+    cells = []
+    for column in columns:
+        names = column.gated if gated else column.metrics
+        metric = next((metrics[name] for name in names if name in metrics), {})
+        unit = str(metric.get("unit") or "")
+        cells.append(write_number(metric.get("value"), unit, bare=True))
+    return cells

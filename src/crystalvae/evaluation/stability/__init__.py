@@ -1,0 +1,1 @@
+"""Are crystals stable under an interatomic potential."""

@@ -1,0 +1,160 @@
+"""The numbers of stability, from what became of each crystal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from crystalvae.evaluation.metric import Metric
+
+TIE = 1e-6
+"""eV/atom by which an energy may pass a threshold and still be at it: rounding, nothing else."""
+_MATTERGEN = "Zeni et al. 2025, doi:10.1038/s41586-025-08628-5"
+_CDVAE = "Xie et al. 2022, arXiv:2110.06197, with the energies of a potential"
+_HERE = "this package"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one crystal; energies in eV/atom, lengths in Å, NaN where there is nothing.
+
+    `failure` says why there is no energy above the hull. `formation_energy` is that of the crystal as generated.
+    """
+
+    failure: str = ""
+    energy: float = math.nan
+    relaxation_energy: float = math.nan
+    above_hull: float = math.nan
+    formation_energy: float = math.nan
+    rmsd: float = math.nan
+    matched: bool = False
+    displacement: float = math.nan
+    steps: int = 0
+    converged: bool = False
+    relaxed: bool = False
+
+
+def stability_metrics(
+    outcomes: Sequence[Outcome],
+    reference_formation_energies: Sequence[float],
+    masks: Mapping[str, np.ndarray],
+    *,
+    potential: str,
+    hull: str,
+    stable: float,
+    metastable: float,
+    unusable: int,
+) -> dict[str, Metric]:
+    """Return all metrics of stability.
+
+    Args:
+        outcomes: One a crystal; shares are of all of them, failed ones included, unless their definition says else.
+        reference_formation_energies: eV/atom, of reference crystals as they are.
+        masks: Which crystals are unique and novel, by the ending of the metrics' names: "" judged as generated,
+            "_relaxed" judged after relaxation.
+        potential: Name of the potential.
+        hull: Name of the crystals that make up the hull.
+        stable: Highest energy above the hull of a stable crystal.
+        metastable: Highest energy above the hull of a metastable one.
+        unusable: Crystals of the hull for which the potential gave no energy.
+    """
+    above = np.array([outcome.above_hull for outcome in outcomes], dtype=float)
+    relaxed = np.array([outcome.relaxed for outcome in outcomes], dtype=bool)
+    with np.errstate(invalid="ignore"):
+        below = {"stable": above <= stable + TIE, "metastable": above <= metastable + TIE}
+    limits = {"stable": stable, "metastable": metastable}
+    on_hull = f"the convex hull of {hull}, both under {potential}"
+    total, known = len(outcomes), int(np.isfinite(above).sum())
+    metrics = {
+        "relaxed": Metric(
+            _mean(relaxed), f"share of crystals that {potential} relaxed (structurally valid before and after)",
+            _HERE, "share", "higher", total,
+        ),
+        "converged": Metric(
+            _mean([outcome.converged for outcome in outcomes]),
+            "share of crystals whose forces fell below fmax within max_steps", _HERE, "share", "higher", total,
+        ),
+        "energy_above_hull": Metric(
+            _mean(above[np.isfinite(above)]), f"mean energy of relaxed crystals above {on_hull}",
+            _MATTERGEN, "eV/atom", "lower", known,
+        ),
+        "energy_above_hull_median": Metric(
+            float(np.median(above[np.isfinite(above)])) if known else None,
+            f"median energy of relaxed crystals above {on_hull}", _HERE, "eV/atom", "lower", known,
+        ),
+        "no_hull": Metric(
+            _mean(relaxed & ~np.isfinite(above)),
+            "share of crystals that relaxed, but have no energy above the hull: it lacks one of their elements, or "
+            "they are further below it than the potential can be trusted", _HERE, "share", "lower", total,
+        ),
+        "hull_failed": Metric(
+            unusable, f"crystals of {hull} that are missing in the hull, as {potential} gave no energy for them",
+            _HERE, "crystals", "lower", None,
+        ),
+    }  # fmt: skip
+    for name, mask in below.items():
+        metrics[name] = Metric(
+            _mean(mask), f"share of all crystals at most {limits[name]:g} eV/atom above {on_hull}",
+            _MATTERGEN, "share", "higher", total,
+        )  # fmt: skip
+    judged = {"": "as generated", "_relaxed": "after relaxation, as in MatterGen's code"}
+    for ending, unique_novel in masks.items():
+        for name, short in (("stable", "sun"), ("metastable", "msun")):
+            metrics[f"{short}{ending}"] = Metric(
+                _mean(below[name] & unique_novel),
+                f"share of all crystals at most {limits[name]:g} eV/atom above {on_hull}, unique among all and not "
+                f"in the training set; uniqueness and novelty judged {judged[ending]}",
+                _MATTERGEN, "share", "higher", total,
+            )  # fmt: skip
+    return metrics | _relaxation_metrics(outcomes) | _energy_distance(outcomes, reference_formation_energies, potential)
+
+
+def _relaxation_metrics(outcomes: Sequence[Outcome]) -> dict[str, Metric]:
+    relaxed = [outcome for outcome in outcomes if outcome.relaxed]
+    count = len(relaxed)
+    return {
+        "relaxation_rmsd": Metric(
+            _mean([outcome.rmsd for outcome in relaxed]),
+            "mean over relaxed crystals of StructureMatcher(ltol=0.5, stol=0.5, angle_tol=10, scale=False, "
+            "attempt_supercell=True).get_rms_dist(generated, relaxed) times the (V/n)^(1/3) of their mean lattice; "
+            "0.5 (V/n)^(1/3) where they do not match", _MATTERGEN + ", its code", "Å", "lower", count,
+        ),
+        "relaxation_matched": Metric(
+            _mean([outcome.matched for outcome in relaxed]),
+            "share of relaxed crystals that match what they were before, at the tolerances of relaxation_rmsd",
+            _HERE, "share", "higher", count,
+        ),
+        "relaxation_displacement": Metric(
+            _mean([outcome.displacement for outcome in relaxed]),
+            "mean over relaxed crystals of the root mean square displacement of atoms, each against itself, in the "
+            "mean of both cells, less the common shift", _HERE, "Å", "lower", count,
+        ),
+        "relaxation_energy": Metric(
+            _mean([outcome.relaxation_energy for outcome in relaxed]),
+            "mean energy that relaxed crystals gave off", _HERE, "eV/atom", "lower", count,
+        ),
+        "relaxation_steps": Metric(
+            _mean([outcome.steps for outcome in relaxed]),
+            "mean number of steps of relaxation", _HERE, "steps", "lower", count,
+        ),
+    }  # fmt: skip
+
+
+def _energy_distance(outcomes: Sequence[Outcome], reference: Sequence[float], potential: str) -> dict[str, Metric]:
+    from scipy.stats import wasserstein_distance
+
+    ours = [outcome.formation_energy for outcome in outcomes if math.isfinite(outcome.formation_energy)]
+    value = float(wasserstein_distance(ours, reference)) if ours and len(reference) else None
+    definition = (
+        f"Wasserstein distance between the formation energies under {potential} of generated crystals, as generated, "
+        "and of reference crystals, relative to the hull's lowest elemental crystals; only structurally valid crystals "
+        "that the potential can relax, and whose elements the hull has"
+    )
+    return {"wasserstein_energy": Metric(value, definition, _CDVAE, "eV/atom", "lower", len(ours))}
+
+
+def _mean(values: Sequence[float] | Sequence[bool] | np.ndarray) -> float | None:
+    return float(np.mean(values)) if len(values) else None

@@ -1,0 +1,68 @@
+"""Many crystals under a potential: relaxations and energies, run in parallel and kept between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.evaluation.parallel.runner import Runner
+from crystalvae.evaluation.stability.potentials import Potential
+from crystalvae.evaluation.stability.relaxation import Arrays, Relaxation, Relaxed, failed, relax
+from crystalvae.evaluation.validity.structure import describe
+
+RELAX_VERSION = 2
+"""Part of every cache key: raise it whenever the same crystal would be relaxed differently."""
+
+
+def relax_crystals(
+    crystals: CrystalBatch,
+    *,
+    potential: Potential,
+    relaxation: Relaxation,
+    runner: Runner,
+    description: str = "relaxing crystals",
+) -> list[Relaxed]:
+    """Relax crystals, each on its own; structurally invalid ones, before or after, come back as failed.
+
+    Results are cached by content, potential and settings; what ran out of time is tried again the next time.
+    """
+    reasons = describe(crystals)["reason"].tolist()
+    results = [failed(reason) for reason in reasons]
+    valid = [i for i, reason in enumerate(reasons) if not reason]
+    arrays = crystals.to_arrays()
+    found = runner.map(
+        partial(relax, potential=potential, relaxation=relaxation),
+        [arrays[i] for i in valid],
+        description=description,
+        namespace=f"relax/{RELAX_VERSION}/{potential.identity()}/{relaxation.identity()}",
+        chunk=2,
+        keep=keeps,
+    )
+    ended = [i for i, result in zip(valid, found, strict=True) if not result["failure"]]
+    for i, result in zip(valid, found, strict=True):
+        results[i] = result
+    relaxed = CrystalBatch.from_arrays([after_relaxation(arrays[i], results[i]) for i in ended])
+    for i, reason in zip(ended, describe(relaxed)["reason"], strict=True):
+        if reason:
+            results[i] = failed(f"after relaxation: {reason}")
+    return results
+
+
+def only_energy(relaxation: Relaxation) -> Relaxation:
+    """Return settings that give the energy of crystals as they are."""
+    return Relaxation(
+        optimizer=relaxation.optimizer, fmax=relaxation.fmax, max_steps=0, time_limit_s=relaxation.time_limit_s
+    )
+
+
+def after_relaxation(before: Arrays, result: Relaxed) -> Arrays:
+    """Return a crystal as it was after relaxation, coordinates not wrapped."""
+    return before[0], np.array(result["frac_coords"]).reshape(-1, 3), np.array(result["lattice"]).reshape(3, 3)
+
+
+def keeps(result: Mapping[str, object]) -> bool:
+    """Say whether a result may be kept: running out of time or memory depends on the machine."""
+    return not result["passing"]

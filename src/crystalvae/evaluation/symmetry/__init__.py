@@ -1,0 +1,1 @@
+"""Which space groups crystals have."""

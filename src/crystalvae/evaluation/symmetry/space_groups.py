@@ -1,0 +1,137 @@
+"""Space groups of single crystals. Worker processes import this module: it stays clear of torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from crystalvae.data.symmetry import moyo_dataset
+from crystalvae.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+Library = Literal["moyopy", "spglib"]
+LIBRARIES: tuple[Library, ...] = ("moyopy", "spglib")
+CRYSTAL_SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
+_LAST_OF_SYSTEM = (2, 15, 74, 142, 167, 194, 230)
+REFINED_TOLERANCE = 1e-4
+"""Tolerance in Å at which a symmetrised cell must have the symmetry it was given."""
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Atomic numbers (n,), fractional coordinates (n, 3) and lattice rows in Å (3, 3) of one crystal."""
+
+
+def check_library(library: str, tolerances: Sequence[float]) -> None:
+    """Raise `ConfigError` for an unknown or missing library, or for tolerances that are not positive."""
+    if library not in LIBRARIES:
+        raise ConfigError(f"symmetry.library={library!r}: expected one of {', '.join(LIBRARIES)}")
+    if find_spec(library) is None:
+        raise ConfigError(f"symmetry.library={library}: not installed: pip install {library}, or choose another")
+    if not tolerances or not all(np.isfinite(value) and value > 0 for value in tolerances):
+        raise ConfigError(f"symmetry.tolerances={list(tolerances)}: expected one or more positive lengths in Å")
+    if len(set(map(tolerance_name, tolerances))) < len(tolerances):
+        raise ConfigError(f"symmetry.tolerances={list(tolerances)}: expected each only once")
+
+
+def tolerance_name(tolerance: float) -> str:
+    """Return how a tolerance is written in the names of metrics and columns, such as 0.1."""
+    return f"{tolerance:g}"
+
+
+def library_version(library: Library) -> str:
+    """Return the name and version of a symmetry library."""
+    return f"{library} {version(library)}"
+
+
+def crystal_system(number: int) -> str:
+    """Return the crystal system of a space group number, 1 to 230 (International Tables A, table 2.1.1.1)."""
+    if not 1 <= number <= 230:
+        raise ValueError(f"space group number: expected 1 to 230, got {number}")
+    return CRYSTAL_SYSTEMS[next(i for i, last in enumerate(_LAST_OF_SYSTEM) if number <= last)]
+
+
+@lru_cache(maxsize=230)
+def space_group_symbol(number: int) -> str:
+    """Return the short Hermann–Mauguin symbol of a space group number, such as Fm-3m for 225."""
+    from pymatgen.symmetry.groups import sg_symbol_from_int_number
+
+    return sg_symbol_from_int_number(number)
+
+
+def space_groups(crystal: Arrays, *, library: Library, tolerances: Sequence[float]) -> list[int]:
+    """Return the space group number of a crystal at each tolerance in Å, 0 where the library finds none."""
+    return [_space_group(crystal, library, tolerance) for tolerance in tolerances]
+
+
+def prototype_label(crystal: Arrays, *, tolerance: float) -> str:
+    """Return anonymous formula, Pearson symbol and space group number, such as AB_cF8_225 for rock salt.
+
+    It is built as AFLOW's prototype labels are (Mehl et al. 2017), but elements are ordered by their number of atoms,
+    and Wyckoff letters are left out, which depend on the choice of the origin. moyopy finds the group at `tolerance`
+    (Å); empty where there is none.
+    """
+    try:
+        dataset = moyo_dataset(*crystal, tolerance)
+    except Exception:  # noqa: BLE001 - raised for crystals in which no symmetry at all is found
+        return ""
+    counts = sorted(np.unique(crystal[0], return_counts=True)[1].tolist())
+    unit = [count // math.gcd(*counts) for count in counts]
+    formula = "".join(f"{ascii_uppercase[i]}{'' if count == 1 else count}" for i, count in enumerate(unit))
+    return f"{formula}_{dataset.pearson_symbol}_{dataset.number}"
+
+
+def symmetrized_cif(crystal: Arrays, *, tolerance: float) -> dict[str, object]:
+    """Return the crystal in its conventional cell with exact symmetry, as the text of a CIF with its space group.
+
+    moyopy finds the group at `tolerance` (Å) and moves cell and atoms to where it wants them; the CIF lists the
+    asymmetric unit. The result has `cif`, `number`, and `failure`, empty unless no such file could be made.
+    """
+    from pymatgen.io.cif import CifWriter
+
+    try:
+        number, structure = _refined(crystal, tolerance)
+        writer = CifWriter(structure, symprec=REFINED_TOLERANCE, significant_figures=8)
+    except Exception as error:  # noqa: BLE001 - any error for one crystal must not take down the others
+        return {"cif": "", "number": 0, "failure": _reason(error)}
+    block = next(iter(writer.cif_file.data.values()))
+    written = int(block["_symmetry_Int_Tables_number"])
+    if written != number:
+        failure = f"space group {number} at {tolerance:g} Å became {written} after symmetrising"
+        return {"cif": "", "number": number, "failure": failure}
+    return {"cif": str(writer), "number": number, "failure": ""}
+
+
+def _space_group(crystal: Arrays, library: Library, tolerance: float) -> int:
+    numbers, frac_coords, lattice = crystal
+    try:
+        if library == "moyopy":
+            return int(moyo_dataset(*crystal, tolerance).number)
+        import spglib
+
+        dataset = spglib.get_symmetry_dataset(
+            (lattice.tolist(), frac_coords.tolist(), numbers.tolist()), symprec=tolerance
+        )
+        return 0 if dataset is None else int(dataset.number)
+    except Exception:  # noqa: BLE001 - both libraries raise for crystals in which they find no symmetry at all
+        return 0
+
+
+def _refined(crystal: Arrays, tolerance: float) -> tuple[int, Structure]:
+    from pymatgen.core import Element, Structure
+
+    dataset = moyo_dataset(*crystal, tolerance)
+    cell = dataset.std_cell
+    species = [Element.from_Z(number) for number in cell.numbers]
+    return int(dataset.number), Structure(cell.basis, species, cell.positions)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

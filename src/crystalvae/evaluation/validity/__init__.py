@@ -1,0 +1,1 @@
+"""Are crystals valid: in structure, composition and contacts."""

@@ -1,0 +1,120 @@
+"""A stricter, physical test of structures: no atoms inside each other, and a volume and density that occur."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.distances import shortest_distances
+from crystalvae.errors import ConfigError
+
+MIN_CONTACT = 0.7
+"""No two atoms may be closer than this share of the sum of their covalent radii."""
+LAST_RADIUS = 96
+"""Curium is the last element with a covalent radius in Cordero et al. 2008; heavier ones have none."""
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The range of volume per atom (Å^3) and density (g/cm^3) that counts as physical."""
+
+    volume_per_atom: tuple[float, float]
+    density: tuple[float, float]
+
+
+def reference_ranges(facts: pd.DataFrame, *, tails: float = 0.0) -> Ranges:
+    """Return the ranges of a reference set, given what `describe` says about it; only its valid crystals count.
+
+    `tails` is the share of crystals cut off at either end: 0 gives the smallest and the largest value.
+
+    Raises `ConfigError` for `tails` outside [0, 0.5) or a reference without valid crystals.
+    """
+    if not 0 <= tails < 0.5:
+        raise ConfigError(f"tails={tails}: expected a share of at least 0 and less than 0.5")
+    valid = facts[facts.valid & (facts.atoms > 0)]
+    if valid.empty:
+        raise ConfigError("the reference has no valid crystals: volumes and densities have no range")
+
+    def span(values: pd.Series) -> tuple[float, float]:
+        low, high = np.quantile(values.to_numpy(dtype=float), [tails, 1 - tails])
+        return float(low), float(high)
+
+    return Ranges(volume_per_atom=span(valid.volume / valid.atoms), density=span(valid.density))
+
+
+def contacts(crystals: CrystalBatch) -> Float[np.ndarray, "B"]:
+    """Return the smallest distance over the sum of both atoms' covalent radii of each crystal, all images included.
+
+    Radii are those of Cordero et al. 2008 (doi:10.1039/b801115j), as ASE holds them. NaN where there is nothing to
+    measure: no atoms, numbers that are not finite, an element without a radius. 0 for cells without volume.
+    """
+    from ase.data import covalent_radii
+
+    host = crystals.detach().to("cpu")
+    numbers, counts = host.atom_types.numpy(), host.num_atoms.numpy()
+    lattices, frac_coords = host.lattices.double().numpy(), host.frac_coords.double().numpy()
+    owner = np.repeat(np.arange(len(counts)), counts)
+    known = (numbers >= 1) & (numbers <= LAST_RADIUS)
+    measurable = np.isfinite(lattices).all(axis=(1, 2)) & (counts > 0)
+    measurable[owner[~known | ~np.isfinite(frac_coords).all(axis=1)]] = False
+    with np.errstate(over="ignore"):
+        measurable &= np.isfinite(np.linalg.det(np.where(measurable[:, None, None], lattices, 0.0)))
+    radii = np.asarray(covalent_radii, dtype=float)[np.where(known, numbers, 0)]
+    chosen, atoms = np.flatnonzero(measurable), measurable[owner]
+    result = np.full(len(counts), np.nan)
+    result[chosen] = shortest_distances(lattices[chosen], frac_coords[atoms], counts[chosen], radii=radii[atoms])
+    return result
+
+
+def physical_reasons(
+    facts: pd.DataFrame, contact: Float[np.ndarray, "B"], ranges: Ranges | None, *, min_contact: float = MIN_CONTACT
+) -> list[str]:
+    """Return why each crystal is not physically valid, empty where it is; without `ranges` only contacts decide."""
+    rows = zip(facts.itertuples(), contact.tolist(), strict=True)
+    return [_reason(row, value, ranges, min_contact) for row, value in rows]
+
+
+def within(values: Float[np.ndarray, "B"], limits: tuple[float, float]) -> Bool[np.ndarray, "B"]:
+    """Return which values lie in a closed range, up to rounding; NaN does not."""
+    low, high = limits
+    return np.asarray((values >= low * (1 - 1e-6)) & (values <= high * (1 + 1e-6)), dtype=bool)
+
+
+def physical_settings(ranges: Ranges | None, *, min_contact: float = MIN_CONTACT) -> dict[str, object]:
+    """Return what decides about physical validity, for the output."""
+    result: dict[str, object] = {
+        "min_contact": min_contact,
+        "covalent_radii": f"Cordero et al. 2008, as in ASE {version('ase')}",
+    }
+    if ranges is not None:
+        result |= {
+            "volume_per_atom_range": list(ranges.volume_per_atom),
+            "density_range": list(ranges.density),
+        }
+    return result
+
+
+def _reason(row: object, contact: float, ranges: Ranges | None, min_contact: float) -> str:
+    reason = str(getattr(row, "reason", ""))
+    if reason:
+        return reason
+    if np.isnan(contact):
+        return "an element without a covalent radius"
+    if contact < min_contact:
+        return f"two atoms at {contact:.2f} of the sum of their covalent radii, below {min_contact:g}"
+    if ranges is None:
+        return ""
+    sizes: Sequence[tuple[str, float, tuple[float, float], str]] = (
+        ("volume an atom", getattr(row, "volume", 0.0) / getattr(row, "atoms", 1), ranges.volume_per_atom, "Å^3"),
+        ("density", getattr(row, "density", 0.0), ranges.density, "g/cm^3"),
+    )
+    for name, value, (low, high), unit in sizes:
+        if not within(np.array([value]), (low, high))[0]:
+            return f"{name} of {value:.4g} {unit} outside the reference's {low:.4g} to {high:.4g}"
+    return ""

@@ -1,0 +1,1 @@
+"""Properties from latents, and gradient search for crystals of a wanted property."""

@@ -1,0 +1,221 @@
+"""The prior itself: a plain module over a VAE's latents that knows its losses and draws new latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.errors import ConfigError
+from crystalvae.prior_module.composition_model import CompositionModel, Compositions
+from crystalvae.prior_module.denoiser import Denoiser
+from crystalvae.prior_module.flow import Prediction, SamplerOptions, interpolate, preconditioning, solve
+from crystalvae.vae_module.conditions.values import ConditionEmbedder, Values
+from crystalvae.vae_module.layers.transformer import check_choice
+
+
+@dataclass(frozen=True, eq=False)
+class PriorNoise:
+    """All random numbers of one training step: noise (N, L), time (B,), whether to self-condition."""
+
+    noise: Float[Tensor, "N L"]
+    time: Float[Tensor, "B"]
+    self_condition: bool
+
+
+class LatentFlow(nn.Module):
+    """Flow matching over the latents of the atoms of a crystal, given atom counts, conditions and maybe elements.
+
+    Where the VAE decodes elements (`elements_given` false) the latents hold them. Where it is given them, they are an
+    input here too, and `composition` {d_model, nhead, num_layers, dropout, max_atoms} describes the model that
+    proposes them; without it the prior can only predict structures of given compositions. `prediction`: what the
+    network's output stands for, "x1" the clean latents, "velocity", or "preconditioned", what is missing from the best
+    linear estimate of the clean latents (see `preconditioning`). `self_conditioning` feeds the network its last
+    estimate. `sampler` holds the default `SamplerOptions`. Latents are standardised with the mean and standard
+    deviation over the training set, kept as buffers.
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+    signal: Tensor
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int,
+        elements_given: bool,
+        d_model: int,
+        nhead: int,
+        num_layers: int,
+        dim_feedforward: int | None = None,
+        dropout: float = 0.0,
+        prediction: Prediction = "preconditioned",
+        self_conditioning: bool = True,
+        conditions: Sequence[str] = (),
+        composition: Mapping[str, Any] | None = None,
+        sampler: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("prior.prediction", prediction, get_args(Prediction))
+        if composition is not None and not elements_given:
+            raise ConfigError("prior.composition: the VAE decodes elements from its latents; set composition=null")
+        self.latent_dim, self.elements_given, self.prediction = latent_dim, elements_given, prediction
+        self.self_conditioning = self_conditioning
+        self.sampler = SamplerOptions(**(sampler or {}))
+        self.conditions = ConditionEmbedder(names=conditions, d_model=d_model)
+        self.denoiser = Denoiser(
+            latent_dim=latent_dim,
+            d_model=d_model,
+            nhead=nhead,
+            num_layers=num_layers,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            elements_given=elements_given,
+            self_conditioning=self_conditioning,
+        )
+        self.composition = None
+        if composition is not None:
+            self.composition = CompositionModel(**composition)
+            width = self.composition.element_embedder.embedding_dim
+            self.composition_conditions = ConditionEmbedder(names=conditions, d_model=width)
+        self.register_buffer("latent_mean", torch.zeros(latent_dim))
+        self.register_buffer("latent_std", torch.ones(latent_dim))
+        self.register_buffer("signal", torch.ones(latent_dim))
+
+    @property
+    def names(self) -> list[str]:
+        """The conditions this prior was built for."""
+        return self.conditions.names
+
+    def fit_latents(self, mean: Float[Tensor, "N L"], variance: Float[Tensor, "N L"]) -> None:
+        """Take over the statistics of the posteriors N(mean, variance) of a whole training set.
+
+        `signal` is the share of each latent number's variance that tells crystals apart, Var μ / (Var μ + E σ²); the
+        flow's loss weighs the numbers with it, as the rest is noise that no estimate can know.
+        """
+        mean, variance = (values.cpu().double() for values in (mean, variance))  # Apple's devices have no float64
+        between = mean.var(dim=0)
+        total = between + variance.mean(dim=0)
+        self.latent_mean.copy_(mean.mean(dim=0).float())
+        self.latent_std.copy_(total.sqrt().clamp_min(1e-6).float())
+        self.signal.copy_((between / total.clamp_min(1e-12)).float())
+
+    def standardize(self, latents: Float[Tensor, "N L"]) -> Float[Tensor, "N L"]:
+        """Return (z - mean) / std."""
+        return (latents - self.latent_mean) / self.latent_std
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def flow_loss(
+        self, latents: Float[Tensor, "N L"], crystals: CrystalBatch, values: Values, draws: PriorNoise
+    ) -> Float[Tensor, "N"]:
+        """Return each atom's squared error of the prediction, averaged over latent numbers with weight `signal`.
+
+        For "x1" it is |x̂_1 - x_1|², for "velocity" |v̂ - (x_1 - ε)|², for "preconditioned" |x̂_1 - x_1|² / c_out²; all of
+        standardised latents.
+        """
+        clean = self.standardize(latents)
+        noisy = interpolate(clean, draws.noise, draws.time[crystals.batch])
+        context = self.conditions(values, crystals.num_graphs)
+        estimate = None
+        if self.self_conditioning and draws.self_condition:
+            with torch.no_grad():
+                first = self.denoiser(noisy, draws.time, crystals, context, None)
+                estimate = self._to_clean(first, noisy, draws.time[crystals.batch][:, None])
+        output = self.denoiser(noisy, draws.time, crystals, context, estimate)
+        target = self._target(clean, noisy, draws.noise, draws.time[crystals.batch][:, None])
+        weights = self.signal / self.signal.sum()
+        return ((output - target).square() * weights).sum(dim=-1)
+
+    def composition_loss(self, crystals: CrystalBatch, values: Values) -> Float[Tensor, "B"]:
+        """Return -log p(composition | number of atoms, conditions) in nats for each crystal."""
+        if self.composition is None:
+            raise ConfigError("this prior has no composition model")
+        context = self.composition_conditions(values, crystals.num_graphs)
+        return self.composition.negative_log_likelihood(Compositions.of(crystals), context)
+
+    def _to_clean(
+        self, output: Float[Tensor, "N L"], noisy: Float[Tensor, "N L"], time: Float[Tensor, "..."]
+    ) -> Float[Tensor, "N L"]:
+        if self.prediction == "preconditioned":
+            skip, scale = preconditioning(time)
+            return skip * noisy + scale * output
+        return output if self.prediction == "x1" else noisy + (1 - time) * output
+
+    def _target(
+        self,
+        clean: Float[Tensor, "N L"],
+        noisy: Float[Tensor, "N L"],
+        noise: Float[Tensor, "N L"],
+        time: Float[Tensor, "N 1"],
+    ) -> Float[Tensor, "N L"]:
+        """Return what the network's output should be."""
+        if self.prediction == "preconditioned":
+            skip, scale = preconditioning(time)
+            return (clean - skip * noisy) / scale.clamp_min(1e-4)
+        return clean if self.prediction == "x1" else clean - noise
+
+    # ---- sampling ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        crystals: CrystalBatch,
+        values: Values,
+        *,
+        options: SamplerOptions,
+        noise: Callable[[], Float[Tensor, "N L"]],
+    ) -> Float[Tensor, "N L"]:
+        """Draw latents for the atom counts (and elements, where they are given) of `crystals`.
+
+        `noise()` gives standard normal noise, one row an atom.
+        """
+        count = crystals.num_graphs
+        asked = self.conditions(values, count)
+        unknown = None
+        if options.guidance_scale != 1.0:
+            nothing = {name: torch.full_like(given, torch.nan) for name, given in values.items()}
+            unknown = self.conditions(nothing, count)
+
+        def estimate(x: Float[Tensor, "N L"], time: float, last: Float[Tensor, "N L"] | None) -> Float[Tensor, "N L"]:
+            clean = self._clean(x, time, crystals, asked, last)
+            if unknown is None:
+                return clean
+            free = self._clean(x, time, crystals, unknown, last)
+            return free + options.guidance_scale * (clean - free)
+
+        latents = solve(estimate, noise(), options, noise)
+        return latents * self.latent_std + self.latent_mean
+
+    @torch.no_grad()
+    def estimate(
+        self,
+        noisy: Float[Tensor, "N L"],
+        time: float,
+        crystals: CrystalBatch,
+        values: Values,
+        last: Float[Tensor, "N L"] | None,
+    ) -> Float[Tensor, "N L"]:
+        """Return what noisy standardised latents at time t are estimated to be; `last` is an earlier estimate."""
+        return self._clean(noisy, time, crystals, self.conditions(values, crystals.num_graphs), last)
+
+    def _clean(
+        self, x: Tensor, time: float, crystals: CrystalBatch, context: Tensor, last: Tensor | None
+    ) -> Float[Tensor, "N L"]:
+        times = x.new_full((crystals.num_graphs,), time)
+        return self._to_clean(self.denoiser(x, times, crystals, context, last), x, x.new_tensor(time))
+
+    @torch.no_grad()
+    def sample_elements(
+        self, num_atoms: Int[Tensor, "B"], values: Values, *, generator: torch.Generator, **options: Any
+    ) -> Int[Tensor, "N"]:
+        """Draw the elements of crystals with these atom counts; `options` are those of `CompositionModel.sample`."""
+        if self.composition is None:
+            raise ConfigError("this prior has no composition model: say which elements, composition=…")
+        context = self.composition_conditions(values, len(num_atoms))
+        return self.composition.sample(num_atoms, context, generator=generator, **options).atom_types()

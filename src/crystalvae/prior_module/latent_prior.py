@@ -1,0 +1,206 @@
+"""The Lightning module that trains a prior over the latents of a frozen VAE."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast, get_args
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from crystalvae.build import to_plain
+from crystalvae.data.augmentation import TrainingBatch
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.errors import ConfigError
+from crystalvae.prior_module.flow import logit_normal
+from crystalvae.prior_module.latent_flow import LatentFlow, PriorNoise
+from crystalvae.vae_module.conditions.values import Values, condition_values, drop_conditions
+from crystalvae.vae_module.layers.transformer import check_choice
+from crystalvae.vae_module.lightning import OverFrozenVAE
+from crystalvae.vae_module.reconstruction_errors import check_finite
+from crystalvae.vae_module.vae_module import VAEModule
+
+log = logging.getLogger(__name__)
+
+Latents = Literal["sample", "mean"]
+Part = Literal["flow", "composition"]
+
+
+class LatentPrior(OverFrozenVAE):
+    """A frozen VAE and the prior over its latents, which is trained.
+
+    All arguments are plain config, and are kept in the checkpoint: `vae`, the VAE's own config (its weights come from
+    its checkpoint); `prior` with a `_target_`, see `LatentFlow`; `latents`, whether training sees draws from the
+    posterior or its mean; `time` {mean, std} of the logit-normal distribution of times; `condition_dropout` {all,
+    each}; `self_condition_probability`; `composition_weight`, nats of the composition model against the flow's loss;
+    `trained`, which of flow and composition model learn, the other staying as it is; `optimizer` and `scheduler` as for
+    `VAEModule`.
+    """
+
+    kind = "prior"
+
+    def __init__(
+        self,
+        *,
+        vae: Mapping[str, Any],
+        prior: Mapping[str, Any],
+        latents: Latents = "sample",
+        time: Mapping[str, float] | None = None,
+        condition_dropout: Mapping[str, float] | None = None,
+        self_condition_probability: float = 0.5,
+        composition_weight: float = 0.1,
+        trained: Sequence[str] = ("flow", "composition"),
+        optimizer: Mapping[str, Any] | None = None,
+        scheduler: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        arguments = {key: value for key, value in locals().items() if key not in {"self", "__class__"}}
+        self.config: dict[str, Any] = {key: to_plain(value) for key, value in arguments.items()}
+        check_choice("prior_module.latents", latents, get_args(Latents))
+        self.vae_module = VAEModule(**{**self.config["vae"], "prior": self.config["prior"]})
+        if not isinstance(self.vae_module.prior, LatentFlow):
+            raise ConfigError("prior_module.prior._target_: expected a LatentFlow")
+        self.vae_module.vae.requires_grad_(requires_grad=False)
+        self.time = _checked("time", {"mean": 0.5, "std": 1.3}, self.config["time"])
+        self.condition_dropout = _checked(
+            "condition_dropout", {"all": 0.3, "each": 0.3}, self.config["condition_dropout"]
+        )
+        if not self.time["std"] > 0:
+            raise ConfigError(f"prior_module.time.std: got {self.time['std']}; expected a number above 0")
+        shares = {**self.condition_dropout, "self_condition_probability": self_condition_probability}
+        for key, value in shares.items():
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"prior_module: {key} is {value}; expected a share in [0, 1]")
+        if not composition_weight >= 0:
+            raise ConfigError(f"prior_module.composition_weight: got {composition_weight}; expected at least 0")
+        self.self_condition_probability, self.composition_weight = self_condition_probability, composition_weight
+        self.trained = self._check_trained(self.config["trained"])
+
+    @property
+    def prior(self) -> LatentFlow:
+        """The prior that is trained."""
+        return cast("LatentFlow", self.vae_module.prior)
+
+    def sample(self, *args: Any, **kwargs: Any) -> Any:
+        """Sample crystals: `VAEModule.sample`, which uses the prior."""
+        return self.vae_module.sample(*args, **kwargs)
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def _check_trained(self, parts: Sequence[str]) -> set[str]:
+        """Return which parts learn, after taking gradients from the others."""
+        found = set(parts)
+        if not found or not found <= set(get_args(Part)) or isinstance(parts, str):
+            raise ConfigError(f"prior_module.trained: got {parts}; expected some of {', '.join(get_args(Part))}")
+        if self.prior.composition is None:
+            if "flow" not in found:
+                raise ConfigError(
+                    "prior_module.trained: this prior has no composition model that could be trained alone"
+                )
+            found = {"flow"}
+        for name, parameter in self.prior.named_parameters():
+            part = "composition" if name.startswith(("composition.", "composition_conditions.")) else "flow"
+            if part not in found:
+                parameter.requires_grad = False
+        return found
+
+    def losses(self, batch: TrainingBatch, *, training: bool) -> dict[str, Tensor]:
+        """Return the weighted `loss` and its parts; validation draws the same noise every time.
+
+        The loss is of what is `trained`; in validation the other part is measured as well.
+        """
+        crystals, generator = batch.crystals, batch.generator()
+        device, prior = crystals.device, self.prior
+
+        def normal(rows: int, *columns: int) -> Tensor:
+            return torch.randn(rows, *columns, generator=generator, device=device)
+
+        values = condition_values(crystals, prior.names)
+        times = logit_normal(normal(batch.total_crystals), **self.time)
+        noise = batch.per_atom(normal(batch.total_atoms, prior.latent_dim))
+        posterior_noise = batch.per_atom(normal(batch.total_atoms, prior.latent_dim))
+        uniform = torch.rand(batch.total_crystals, len(prior.names) + 1, generator=generator, device=device)
+        again = float(torch.rand(1, generator=generator, device=device)) < self.self_condition_probability
+        if training:
+            values = self._dropped(values, batch.per_crystal(uniform))
+        parts, loss = {}, normal(1).new_zeros(())
+        if "flow" in self.trained or not training:
+            with torch.no_grad():
+                posterior = self.vae_module.vae.encode(crystals)
+                exact = self.config["latents"] == "mean" or not training
+                latents = posterior.mode() if exact else posterior.reparameterize(posterior_noise)
+            draws = PriorNoise(noise=noise, time=batch.per_crystal(times), self_condition=again or not training)
+            parts["flow_loss"] = prior.flow_loss(latents, crystals, values, draws).sum() / batch.mean_atoms
+            loss = loss + ("flow" in self.trained) * parts["flow_loss"]
+        if prior.composition is not None and ("composition" in self.trained or not training):
+            parts["composition_nll"] = prior.composition_loss(crystals, values).sum() / batch.mean_crystals
+            loss = loss + ("composition" in self.trained) * self.composition_weight * parts["composition_nll"]
+        return {"loss": loss, **parts}
+
+    def _dropped(self, values: Values, uniform: Tensor) -> Values:
+        shares = self.condition_dropout
+        return drop_conditions(values, uniform, drop_all=shares["all"], drop_each=shares["each"])
+
+    def training_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Return the loss of one batch and log its parts; stop with the crystals' ids where it is not finite."""
+        shard = batch if isinstance(batch, TrainingBatch) else TrainingBatch.whole(batch)
+        losses = self.losses(shard, training=True)
+        check_finite(losses, shard, getattr(self._trainer, "datamodule", None))
+        options: dict[str, Any] = {"batch_size": shard.crystals.num_graphs, "sync_dist": shard.world_size > 1}
+        self.log("train/loss", losses["loss"], prog_bar=True, **options)
+        self.log_dict({f"train/{name}": value for name, value in losses.items() if name != "loss"}, **options)
+        return losses["loss"]
+
+    def validation_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> None:
+        """Log the losses; the noise is the same in every epoch."""
+        crystals = batch.crystals if isinstance(batch, TrainingBatch) else batch
+        losses = self.losses(TrainingBatch.whole(crystals, seed=(0, 0, batch_idx)), training=False)
+        values = {f"val/{name}": value for name, value in losses.items()}
+        self.log_dict(values, batch_size=crystals.num_graphs, sync_dist=True)
+
+    def train(self, mode: bool = True) -> LatentPrior:
+        """Switch to training; the VAE stays as it is used, in evaluation."""
+        super().train(mode)
+        self.vae_module.vae.eval()
+        return self
+
+    def on_fit_start(self) -> None:
+        """Take the training set's statistics, its latents' included, into the model and so into its checkpoints."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None:
+            return
+        self.vae_module.statistics = datamodule.statistics()
+        self.fit_statistics(datamodule.dataset("train").crystals)
+
+    @torch.no_grad()
+    def fit_statistics(self, crystals: CrystalBatch, *, batch_size: int = 1024) -> None:
+        """Take over the statistics of crystals' latents and conditions, for the parts that are trained."""
+        values = condition_values(crystals, self.prior.names)
+        if "composition" in self.trained and self.prior.composition is not None:
+            self.prior.composition_conditions.fit(values)
+        if "flow" not in self.trained:
+            return
+        self.prior.conditions.fit(values)
+        starts = range(0, len(crystals), batch_size)
+        console = Console(stderr=True)
+        means, variances = [], []
+        self.vae_module.vae.eval()
+        for start in track(starts, "encoding the training set", console=console, transient=True):
+            posterior = self.vae_module.vae.encode(crystals[start : start + batch_size].to(self.device))
+            means.append(posterior.mean)
+            variances.append(posterior.var)
+        self.prior.fit_latents(torch.cat(means), torch.cat(variances))
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimiser over what is `trained`, and the learning-rate schedule."""
+        return self.build_optimizer("prior_module", (p for p in self.prior.parameters() if p.requires_grad))
+
+
+def _checked(name: str, defaults: dict[str, float], given: Mapping[str, float] | None) -> dict[str, float]:
+    for key, value in (given or {}).items():
+        if key not in defaults or isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"prior_module.{name}.{key}: got {value!r}; expected numbers for {', '.join(defaults)}")
+    return {**defaults, **(given or {})}

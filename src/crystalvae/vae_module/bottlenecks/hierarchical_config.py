@@ -1,0 +1,77 @@
+"""What a hierarchy of latents is made of, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from crystalvae.checks import check_number
+from crystalvae.errors import ConfigError
+
+ReconstructionLoss = Literal["periodic", "mse"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class HierarchicalConfig:
+    """Modules of a hierarchy of `depth` latents, the lowest (level 1, entry 0) per atom, the others per crystal.
+
+    `encoders[k]` gives mean and log-variance of level k + 1 side by side, `decoders[k]` reads its latent and what the
+    decoder above gave, `priors[k]` (optional, `depth` - 1 of them) gives mean and log-variance of p(z_k+1 | z_k+2) side
+    by side; `LadderBottleneck` says what each is called with. `hierarchical_kl` spreads the KL weight evenly over the
+    levels, each counting 1 / `depth`; otherwise each counts in full. The others are of the model as a whole, for
+    `hierarchical_vae`: `kl_weight` is its `loss_weights.kl`, `reconstruction_loss` its `coord_loss`, `beta_schedule`
+    its `objective.schedule`, from the step to a factor of the KL weight.
+
+    Raises `ConfigError`, another message for each field, for what cannot be used.
+    """
+
+    encoders: Sequence[nn.Module] | nn.ModuleList
+    decoders: Sequence[nn.Module] | nn.ModuleList
+    depth: int
+    priors: Sequence[nn.Module] | nn.ModuleList | None = None
+    kl_weight: float = 1e-5
+    reconstruction_loss: ReconstructionLoss = "periodic"
+    beta_schedule: Callable[[int], float] | None = None
+    hierarchical_kl: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 1:
+            raise ConfigError(f"bottleneck.depth: got {self.depth!r}; expected a whole number of levels, at least 1")
+        self._check_modules("encoders", self.encoders, self.depth, "one for each of the depth levels")
+        self._check_modules("decoders", self.decoders, self.depth, "one for each of the depth levels")
+        if self.priors is not None:
+            needed = self.depth - 1
+            if not needed:
+                raise ConfigError("bottleneck.priors: depth 1 has no level with another above it; expected null")
+            self._check_modules("priors", self.priors, needed, "depth - 1, one for each level but the deepest")
+        check_number("bottleneck.kl_weight", self.kl_weight)
+        if self.reconstruction_loss not in get_args(ReconstructionLoss):
+            allowed = ", ".join(map(repr, get_args(ReconstructionLoss)))
+            raise ConfigError(
+                f"bottleneck.reconstruction_loss: got {self.reconstruction_loss!r}; expected one of {allowed}"
+            )
+        if self.beta_schedule is not None and not callable(self.beta_schedule):
+            raise ConfigError(
+                f"bottleneck.beta_schedule: got {self.beta_schedule!r}; expected a function from the step to a factor "
+                "of the KL weight, or None"
+            )
+        if not isinstance(self.hierarchical_kl, bool):
+            raise ConfigError(f"bottleneck.hierarchical_kl: got {self.hierarchical_kl!r}; expected true or false")
+
+    def _check_modules(self, name: str, modules: Any, expected: int, meaning: str) -> None:
+        if not isinstance(modules, (list, tuple, nn.ModuleList)):
+            raise ConfigError(f"bottleneck.{name}: got a {type(modules).__name__}; expected a list of torch modules")
+        if len(modules) == 0:
+            raise ConfigError(f"bottleneck.{name}: got an empty list; expected {expected} torch modules: {meaning}")
+        for position, module in enumerate(modules):
+            if not isinstance(module, nn.Module):
+                raise ConfigError(
+                    f"bottleneck.{name}[{position}]: got a {type(module).__name__}; expected a torch.nn.Module"
+                )
+        if len(modules) != expected:
+            raise ConfigError(
+                f"bottleneck.{name}: got {len(modules)} modules with depth {self.depth}; expected {expected}: {meaning}"
+            )

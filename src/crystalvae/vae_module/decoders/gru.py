@@ -1,0 +1,43 @@
+"""The GRU decoder: the latent vectors of a crystal as a sequence."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.vae_module.decoders.heads import CoordOutput, CrystalReadOff, DecodedCrystals
+from crystalvae.vae_module.layers.gru import AtomGRU
+
+
+class GRUDecoder(CrystalReadOff):
+    """Run along the latent vectors of a crystal in both directions and read off elements, coordinates and the lattice.
+
+    The order of the atoms matters, as for `GRUEncoder`: permuting the latents does not permute the decoded atoms.
+    `coord_output` and `atom_type_input` as `CrystalReadOff`.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_layers: int,
+        dropout: float = 0.0,
+        coord_output: CoordOutput = "circle",
+        atom_type_predict: bool = True,
+        atom_type_input: bool | None = None,
+        max_num_elements: int = 100,
+    ) -> None:
+        super().__init__(
+            d_model=d_model,
+            coord_output=coord_output,
+            atom_type_predict=atom_type_predict,
+            atom_type_input=atom_type_input,
+            max_num_elements=max_num_elements,
+        )
+        self.gru = AtomGRU(part="decoder", d_model=d_model, num_layers=num_layers, dropout=dropout)
+        self._add_heads()
+
+    def forward(self, tokens: Float[Tensor, "N D"], crystals: CrystalBatch) -> DecodedCrystals:
+        """Decode hidden vectors; of `crystals` only the atom counts are read, and the elements where they are given."""
+        return self.read_off(self.gru(self.add_elements(tokens, crystals), crystals), crystals)

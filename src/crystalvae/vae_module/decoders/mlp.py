@@ -1,0 +1,45 @@
+"""The MLP decoder: each atom's latent on its own, beside the mean over its crystal."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.vae_module.decoders.heads import CoordOutput, CrystalReadOff, DecodedCrystals
+from crystalvae.vae_module.layers.mlp import PooledMLP
+
+
+class MLPDecoder(CrystalReadOff):
+    """Decode each atom from its own latent vector and the mean over its crystal.
+
+    Permuting atoms permutes the output. `coord_output` and `atom_type_input` as `CrystalReadOff`.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_layers: int,
+        dim_feedforward: int | None = None,
+        dropout: float = 0.0,
+        coord_output: CoordOutput = "circle",
+        atom_type_predict: bool = True,
+        atom_type_input: bool | None = None,
+        max_num_elements: int = 100,
+    ) -> None:
+        super().__init__(
+            d_model=d_model,
+            coord_output=coord_output,
+            atom_type_predict=atom_type_predict,
+            atom_type_input=atom_type_input,
+            max_num_elements=max_num_elements,
+        )
+        self.mlp = PooledMLP(
+            part="decoder", d_model=d_model, num_layers=num_layers, dim_feedforward=dim_feedforward, dropout=dropout
+        )
+        self._add_heads()
+
+    def forward(self, tokens: Float[Tensor, "N D"], crystals: CrystalBatch) -> DecodedCrystals:
+        """Decode hidden vectors; of `crystals` only the atom counts are read, and the elements where they are given."""
+        return self.read_off(self.mlp(self.add_elements(tokens, crystals), crystals), crystals)

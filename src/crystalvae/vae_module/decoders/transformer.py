@@ -1,0 +1,66 @@
+"""The transformer decoder: one latent vector an atom to elements, coordinates and the lattice."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.vae_module.decoders.heads import CoordOutput, CrystalReadOff, DecodedCrystals
+from crystalvae.vae_module.encoders.transformer import Positions
+from crystalvae.vae_module.layers.attention import PaddingPlan
+from crystalvae.vae_module.layers.transformer import Activation, Transformer, check_choice, sinusoidal_positions
+
+__all__ = ["DecodedCrystals", "TransformerDecoder"]
+
+
+class TransformerDecoder(CrystalReadOff):
+    """Mix the latent vectors of each crystal by self-attention and read off elements, coordinates and the lattice.
+
+    `coord_output` and `atom_type_input` as `CrystalReadOff`, `positions` as `TransformerEncoder`.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        nhead: int,
+        num_layers: int,
+        dim_feedforward: int | None = None,
+        dropout: float = 0.0,
+        norm_first: bool = True,
+        activation: Activation = "gelu",
+        coord_output: CoordOutput = "circle",
+        positions: Positions = "none",
+        atom_type_predict: bool = True,
+        atom_type_input: bool | None = None,
+        max_num_elements: int = 100,
+    ) -> None:
+        super().__init__(
+            d_model=d_model,
+            coord_output=coord_output,
+            atom_type_predict=atom_type_predict,
+            atom_type_input=atom_type_input,
+            max_num_elements=max_num_elements,
+        )
+        check_choice("decoder.positions", positions, get_args(Positions))
+        self.positions = positions
+        self.transformer = Transformer(
+            d_model=d_model,
+            nhead=nhead,
+            num_layers=num_layers,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            norm_first=norm_first,
+            activation=activation,
+        )
+        self._add_heads()
+
+    def forward(self, tokens: Float[Tensor, "N D"], crystals: CrystalBatch) -> DecodedCrystals:
+        """Decode hidden vectors; of `crystals` only the atom counts are read, and the elements where they are given."""
+        tokens = self.add_elements(tokens, crystals)
+        if self.positions == "sinusoidal":
+            tokens = tokens + sinusoidal_positions(crystals.token_idx, self.d_model)
+        return self.read_off(self.transformer(tokens, PaddingPlan.of(crystals)), crystals)

@@ -1,0 +1,44 @@
+"""The MLP encoder: each atom on its own, beside the mean over its crystal."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.vae_module.encoders.embedding import CoordFeatures, CrystalEmbedding, LatticeFeatures
+from crystalvae.vae_module.layers.mlp import PooledMLP
+
+
+class MLPEncoder(CrystalEmbedding):
+    """Embed elements, fractional coordinates and the lattice; atoms hear of each other through their mean alone.
+
+    Permuting atoms permutes the output. `coord_features` and `lattice_features` as `CrystalEmbedding`.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_layers: int,
+        dim_feedforward: int | None = None,
+        dropout: float = 0.0,
+        coord_features: CoordFeatures = "fourier",
+        num_frequencies: int = 8,
+        lattice_features: LatticeFeatures = "parameters",
+        max_num_elements: int = 100,
+    ) -> None:
+        super().__init__(
+            d_model=d_model,
+            coord_features=coord_features,
+            num_frequencies=num_frequencies,
+            lattice_features=lattice_features,
+            max_num_elements=max_num_elements,
+        )
+        self.mlp = PooledMLP(
+            part="encoder", d_model=d_model, num_layers=num_layers, dim_feedforward=dim_feedforward, dropout=dropout
+        )
+
+    def forward(self, crystals: CrystalBatch) -> Float[Tensor, "N D"]:
+        """Return one hidden vector of `d_model` numbers an atom."""
+        return self.mlp(self.embed(crystals), crystals)

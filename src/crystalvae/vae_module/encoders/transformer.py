@@ -1,0 +1,65 @@
+"""The transformer encoder: a crystal, atom by atom, to one hidden vector an atom."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.vae_module.encoders.embedding import CoordFeatures, CrystalEmbedding, LatticeFeatures
+from crystalvae.vae_module.layers.attention import PaddingPlan
+from crystalvae.vae_module.layers.transformer import Activation, Transformer, check_choice, sinusoidal_positions
+
+Positions = Literal["none", "sinusoidal"]
+
+
+class TransformerEncoder(CrystalEmbedding):
+    """Embed elements, fractional coordinates and the lattice, and mix the atoms of each crystal by self-attention.
+
+    `coord_features` and `lattice_features` as `CrystalEmbedding`. `positions`: "none" leaves atoms unordered, so that
+    permuting them permutes the output; "sinusoidal" marks each with its place in the list, as the published format.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        nhead: int,
+        num_layers: int,
+        dim_feedforward: int | None = None,
+        dropout: float = 0.0,
+        norm_first: bool = True,
+        activation: Activation = "gelu",
+        coord_features: CoordFeatures = "fourier",
+        num_frequencies: int = 8,
+        lattice_features: LatticeFeatures = "parameters",
+        positions: Positions = "none",
+        max_num_elements: int = 100,
+    ) -> None:
+        super().__init__(
+            d_model=d_model,
+            coord_features=coord_features,
+            num_frequencies=num_frequencies,
+            lattice_features=lattice_features,
+            max_num_elements=max_num_elements,
+        )
+        check_choice("encoder.positions", positions, get_args(Positions))
+        self.positions = positions
+        self.transformer = Transformer(
+            d_model=d_model,
+            nhead=nhead,
+            num_layers=num_layers,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            norm_first=norm_first,
+            activation=activation,
+        )
+
+    def forward(self, crystals: CrystalBatch) -> Float[Tensor, "N D"]:
+        """Return one hidden vector of `d_model` numbers an atom."""
+        tokens = self.embed(crystals)
+        if self.positions == "sinusoidal":
+            tokens = tokens + sinusoidal_positions(crystals.token_idx, self.d_model)
+        return self.transformer(tokens, PaddingPlan.of(crystals))

@@ -1,0 +1,90 @@
+"""A hierarchical VAE from modules of one's own, described by one checked object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from crystalvae.errors import ConfigError
+from crystalvae.vae_module.bottlenecks.hierarchical import LadderBottleneck
+from crystalvae.vae_module.bottlenecks.hierarchical_config import HierarchicalConfig
+from crystalvae.vae_module.objectives.elbo import ELBO
+from crystalvae.vae_module.objectives.kl_schedules import Schedule
+from crystalvae.vae_module.vae_module import VAEModule
+
+
+def hierarchical_vae(
+    config: HierarchicalConfig,
+    *,
+    encoder: Mapping[str, Any],
+    decoder: Mapping[str, Any],
+    latent_dim: int,
+    crystal_dims: Sequence[int],
+    features: int,
+    decoded: int,
+    **options: Any,
+) -> VAEModule:
+    """Return the VAE that `config` describes, between an encoder and a decoder of crystals given as plain config.
+
+    `latent_dim`, `crystal_dims`, `features` and `decoded` as for `LadderBottleneck`, `options` as for `VAEModule`, but
+    for what `config` decides. The modules of `config` become part of the VAE. It can be saved where each of them, as
+    `LevelMLP` does, says in an attribute `config` how it is built (`_target_` and arguments), and `beta_schedule` is
+    None or a `Schedule`.
+    """
+    decided = {"bottleneck", "coord_loss"} & set(options)
+    weights, objective = dict(options.pop("loss_weights", None) or {}), dict(options.pop("objective", None) or {})
+    decided |= {f"loss_weights.{key}" for key in {"kl"} & set(weights)}
+    decided |= {f"objective.{key}" for key in {"schedule"} & set(objective)}
+    if decided:
+        raise ConfigError(f"{', '.join(sorted(decided))}: decided by the HierarchicalConfig; say it there alone")
+    ladder = LadderBottleneck(
+        latent_dim=latent_dim,
+        crystal_dims=crystal_dims,
+        features=features,
+        decoded=decoded,
+        encoders=config.encoders,
+        decoders=config.decoders,
+        priors=config.priors,
+        depth=config.depth,
+        hierarchical_kl=config.hierarchical_kl,
+    )
+    objective = {"_target_": f"{ELBO.__module__}.{ELBO.__name__}", **objective}
+    module = VAEModule(
+        encoder=encoder,
+        decoder=decoder,
+        latent_dim=latent_dim,
+        bottleneck=ladder,
+        coord_loss=config.reconstruction_loss,
+        loss_weights={**weights, "kl": config.kl_weight},
+        objective={**objective, "schedule": _plain_schedule(config.beta_schedule)},
+        **options,
+    )
+    parts = {"encoders": config.encoders, "decoders": config.decoders, "priors": config.priors}
+    described = {
+        name: None if modules is None else [_described(part) for part in modules] for name, modules in parts.items()
+    }
+    if not any(entry is None for entries in described.values() for entry in entries or ()):
+        module.config["bottleneck"] = {
+            "_target_": f"{LadderBottleneck.__module__}.{LadderBottleneck.__name__}",
+            "crystal_dims": list(crystal_dims),
+            "features": features,
+            "decoded": decoded,
+            "depth": config.depth,
+            "hierarchical_kl": config.hierarchical_kl,
+            **described,
+        }
+    return module
+
+
+def _described(module: nn.Module) -> dict[str, Any] | None:
+    config = getattr(module, "config", None)
+    return dict(config) if isinstance(config, Mapping) and "_target_" in config else None
+
+
+def _plain_schedule(schedule: Any) -> Any:
+    if not isinstance(schedule, Schedule):
+        return schedule
+    return {"_target_": f"{type(schedule).__module__}.{type(schedule).__name__}", **asdict(schedule)}

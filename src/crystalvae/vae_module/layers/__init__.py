@@ -1,0 +1,1 @@
+"""The layers that encoders and decoders are made of."""

@@ -1,7 +1,0 @@
-"""The VAE: encoders, decoders, the latent between them, and the Lightning module that trains them."""
-
-from src.vae_module.distribution import DiagonalGaussianDistribution
-from src.vae_module.vae import CrystalVAE
-from src.vae_module.vae_module import VAEModule
-
-__all__ = ["CrystalVAE", "DiagonalGaussianDistribution", "VAEModule"]
