@@ -20,6 +20,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
 from crystalvae.build import build
+from crystalvae.commands.main import COMMANDS
 from crystalvae.commands.precision import choose_precision
 from crystalvae.data.augmentation import InputNoise
 from crystalvae.data.batch import CrystalBatch
@@ -340,10 +341,8 @@ def test_every_data_set_is_in_the_documentation():
 # ---- command lines and signatures -----------------------------------------------------------------------------------
 
 
-COMMANDS = {name: name for name in ("train_vae", "train_prior", "sample", "evaluate", "cluster", "latent")}
-COMMANDS |= {"train_predictor": "train_predictor", "train-predictor": "train_predictor"}
-COMMANDS |= {"train": "train_vae", "train-prior": "train_prior"}
-COMMAND = re.compile(rf"(?:src/|crystalvae-)({'|'.join(COMMANDS)})(?:\.py)?(?=\s|$)")
+_NAMES = sorted({*COMMANDS, *(command.config for command in COMMANDS.values())}, key=len, reverse=True)
+COMMAND = re.compile(rf"(?:src/|crystalvae )({'|'.join(_NAMES)})(?:\.py)?(?=\s|$)")
 
 
 def command_lines() -> Iterator[Any]:
@@ -353,7 +352,9 @@ def command_lines() -> Iterator[Any]:
             if found := COMMAND.search(line):
                 rest = line[found.end() :].partition("#")[0].partition("--cfg")[0]
                 words = re.findall(r"(?:'[^']*'|\S)+", rest)
-                yield pytest.param(COMMANDS[found[1]], words, id=f"{page.stem}: {line.strip()}"[:90])
+                yield pytest.param(
+                    COMMANDS[found[1].replace("_", "-")].config, words, id=f"{page.stem}: {line.strip()}"[:90]
+                )
 
 
 @pytest.mark.parametrize(("name", "overrides"), list(command_lines()))
@@ -432,5 +433,7 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytes
 def test_python_in_the_pages_is_python(page: Path):
     for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
         compile(block, str(page), "exec")
-        for module, names in re.findall(r"^from (src[\w.]*) import ([\w, ]+)$", block, flags=re.MULTILINE):
+        for module, names in re.findall(
+            r"^from ((?:crystalvae|src)[\w.]*) import ([\w, ]+)$", block, flags=re.MULTILINE
+        ):
             assert all(hasattr(importlib.import_module(module), name.strip()) for name in names.split(","))
