@@ -21,7 +21,6 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 
 from crystalvae.build import to_plain
@@ -71,11 +70,7 @@ def run_command(config_name: str, load: Callable[[], Callable[[DictConfig], str]
 
 def set_up_logging() -> None:
     """Send the library's log lines to stderr, once, and quieten what only concerns developers of the libraries."""
-    handler = RichHandler(
-        console=Console(stderr=True, soft_wrap=True), show_time=False, show_path=False, rich_tracebacks=False
-    )
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[_Lines()], force=True)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Our batches are gathered on the device: there are no worker processes to ask for.
@@ -88,6 +83,18 @@ def set_up_logging() -> None:
 def is_main_process() -> bool:
     """Say whether this is the process of rank 0, as Lightning, torchrun and Slurm tell their processes at the start."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+class _Lines(logging.Handler):
+    """Writes records to stderr with their level in colour, and never breaks a line, which may be a command to copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = {"WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}.get(record.levelname, "blue")
+        self._console.print(f"[{style}]{record.levelname:<8}[/] {escape(self.format(record))}")
 
 
 @contextmanager

@@ -79,12 +79,8 @@ def _main(given: list[str]) -> None:
 
         sys.stdout.write(f"crystalvae {crystalvae.__version__}\n")
         return
-    if given[0] in FLAGS:
-        name = "train-vae"  # any: the script that is installed is for the program
-        if any(entry.startswith("query=") for entry in given):
-            name = command_to_complete(given, list(COMMANDS))
-        if name in COMMANDS:
-            _run(name, given)
+    if set(FLAGS) & set(given):
+        _complete(given)
         return
     if "LOCAL_RANK" in os.environ and given[0] not in COMMANDS:  # a process that Lightning starts beside the first
         given = [os.environ.get(_COMMAND, ""), *given]
@@ -95,6 +91,15 @@ def _main(given: list[str]) -> None:
         sys.stdout.write(command_help(name, COMMANDS[name].config))
         return
     _run(name, given[1:])
+
+
+def _complete(given: list[str]) -> None:
+    flags = given[1:] if given[0] in COMMANDS else given
+    name: str | None = "train-vae"  # any: what `install` prints is for the whole program
+    if any(entry.startswith("query=") for entry in flags):
+        name = command_to_complete(given, {name: command.config for name, command in COMMANDS.items()})
+    if name in COMMANDS:
+        _run(name, flags)
 
 
 def _run(name: str, arguments: Sequence[str]) -> None:
