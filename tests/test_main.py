@@ -164,6 +164,18 @@ def test_control_c_ends_with_130_and_a_word(tmp_path: Path):
     assert (done.returncode, done.stderr.strip()) == (130, "stopped")
 
 
+def test_log_lines_are_not_broken(tmp_path: Path):
+    """They hold commands and paths to copy."""
+    code = (
+        "import logging; from crystalvae.commands.cli import set_up_logging; set_up_logging(); "
+        "logging.getLogger('any').warning('[red] word ' * 30)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == f"WARNING  {'[red] word ' * 30}\n"
+
+
 # ---- completion ------------------------------------------------------------------------------------------------------
 
 
