@@ -68,12 +68,14 @@ def test_every_key_has_a_word_of_explanation(command):
 
 def test_experiments_are_listed_with_the_command_that_runs_them():
     options = {
-        name: next(group.options for group in describe_config(name).groups if group.name == "experiment")
-        for name in ("train_vae", "train_prior")
+        command.config: group.options
+        for command in COMMANDS.values()
+        for group in describe_config(command.config).groups
+        if group.name == "experiment"
     }
     assert "mp_20/vae_dng" in options["train_vae"]
     assert "mp_20/prior_dng" in options["train_prior"]
-    assert sorted(options["train_vae"] + options["train_prior"]) == group_options("experiment")
+    assert sorted(run for runs in options.values() for run in runs) == group_options("experiment")
 
 
 def test_help_of_a_command_needs_no_torch(tmp_path: Path):

@@ -34,7 +34,7 @@ def command_to_complete(arguments: Sequence[str], commands: Mapping[str, str]) -
         rest = f"{program} {rest.lstrip().removeprefix(words[0]).lstrip()}"
     last = rest.rpartition(" ")[2]
     if name in commands and last.startswith("experiment="):
-        runs = (f"experiment={run}" for run in group_options("experiment", of_prior=commands[name] == "train_prior"))
+        runs = (f"experiment={run}" for run in group_options("experiment", of=commands[name]))
         sys.stdout.write(separator.join(run for run in runs if run.startswith(last)) + "\n")
         return None
     os.environ["COMP_LINE"] = rest

@@ -73,22 +73,29 @@ def _groups(config: str, prefix: str) -> list[Group]:
     for line in _lines(f"{config}.yaml"):
         if entry := re.match(r"  - (\w+): (\w+)", line):
             name, default = f"{prefix}{entry[1]}", entry[2]
-            found.append(Group(name, default, group_options(name, of_prior=config == "train_prior")))
+            found.append(Group(name, default, group_options(name, of=config)))
             if default != "null":
                 found += _groups(f"{name}/{default}", f"{name}/")
     return found
 
 
-def group_options(group: str, *, of_prior: bool | None = None) -> list[str]:
-    """Return the options of a group of parts; of the experiments those that train a prior, or those that do not."""
+def group_options(group: str, *, of: str | None = None) -> list[str]:
+    """Return the options of a group of parts; of the experiments those for the command with the config `of`."""
     folder = config_dir() / group
     if group != "experiment":
         return sorted(path.stem for path in folder.glob("*.yaml"))
-    return sorted(
-        path.relative_to(folder).with_suffix("").as_posix()
-        for path in folder.rglob("*.yaml")
-        if of_prior is None or ("prior_module" in path.read_text("utf-8")) == of_prior
-    )
+    runs = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    if of is None:
+        return runs
+    known = set(re.findall(r"^(?:  - )?(\w+): ?(?=\S|$)", "\n".join(_lines(f"{of}.yaml")), re.MULTILINE))
+    return [run for run in runs if _only_names(known, f"experiment/{run}")]
+
+
+def _only_names(known: set[str], config: str) -> bool:
+    """Say whether an experiment, with those that it builds on, is about nothing but keys and groups that are known."""
+    text = "\n".join(_lines(f"{config}.yaml"))
+    names = {*re.findall(r"^(\w+):", text, re.MULTILINE), *re.findall(r"override /(\w+)", text)} - {"defaults"}
+    return names <= known and all(_only_names(known, base) for base in re.findall(r"- /(experiment/[\w/]+)", text))
 
 
 def _lines(file: str) -> list[str]:

@@ -25,7 +25,7 @@ from crystalvae.vae_module.lightning import OverFrozenVAE
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run folder."""
-BEST, LAST = "best.ckpt", "last.ckpt"
+BEST_AND_LAST = BEST, LAST = "best.ckpt", "last.ckpt"
 """Checkpoints in it."""
 DESCRIPTION, CONFIG = "run.json", "config.yaml"
 """What happened, and the config that says what was asked for."""
@@ -61,7 +61,7 @@ class RunFolder:
 
     def check(self, *, overwrite: bool) -> None:
         """Raise `OutputError` where the folder holds another run, unless that is to be replaced."""
-        held = (DESCRIPTION, f"{CHECKPOINTS}/{BEST}", f"{CHECKPOINTS}/{LAST}")
+        held = (DESCRIPTION, *(f"{CHECKPOINTS}/{name}" for name in BEST_AND_LAST))
         if not self.goes_on and not overwrite and any((self.path / name).exists() for name in held):
             raise OutputError(
                 f"output_dir={self.path}: holds another run; continue it with resume_from=, give another folder, or "
@@ -72,7 +72,7 @@ class RunFolder:
         """Make the folder and say in it what is about to happen; of an earlier run the checkpoints are removed."""
         try:
             if not self.goes_on:  # `check` let what an earlier run left be replaced
-                for name in (BEST, LAST):
+                for name in BEST_AND_LAST:
                     (self.path / CHECKPOINTS / name).unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path, os.W_OK):
