@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: install install-dev demo test lint types fuzz mutants wheel clean
+.PHONY: install install-dev demo test lint types fuzz mutants wheel wheel-trial clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -45,7 +45,10 @@ mutants: install-dev
 	$(BIN)/python tests/mutants.py
 
 wheel: install-dev
-	$(BIN)/python -m build --wheel
+	$(BIN)/python -m build
+
+wheel-trial: install-dev
+	.ci/wheel_trial $(BIN)/python
 
 clean:
 	rm -rf $(VENV) build dist $(DEMO)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from crystalvae.commands.train import _described
+from crystalvae.commands.run_folder import essence
 from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError
@@ -185,10 +185,10 @@ def test_the_default_is_the_gaussian_with_the_parameters_it_always_had(tmp_path:
 
 
 def test_runs_of_earlier_versions_are_continued() -> None:
-    assert _described(None) == _described(DEFAULT_BOTTLENECK) is None
+    assert essence(None) == essence(DEFAULT_BOTTLENECK) is None
     old, new = {"latent_dim": 4}, {"latent_dim": 4, "bottleneck": DEFAULT_BOTTLENECK, "objective": None}
-    assert _described(old) == _described(new)
-    assert _described(old) != _described({**new, "bottleneck": VQ})
+    assert essence(old) == essence(new)
+    assert essence(old) != essence({**new, "bottleneck": VQ})
 
 
 @pytest.mark.parametrize("name", ["vq", "hierarchical"])

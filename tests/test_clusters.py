@@ -15,6 +15,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
+from crystalvae.commands.checked_config import checked
 from crystalvae.commands.cluster import cluster
 from crystalvae.data.augmentation import rotate, translate
 from crystalvae.data.batch import CrystalBatch
@@ -193,7 +194,7 @@ def run(folder: Path, name: str, *overrides: str) -> str:
                 *overrides,
             ],
         )
-    return cluster(config)
+    return cluster(checked("cluster", config))
 
 
 def test_the_command_writes_each_crystal_and_each_cluster(folder: Path) -> None:
@@ -215,7 +216,7 @@ def test_the_command_writes_each_crystal_and_each_cluster(folder: Path) -> None:
     [
         (["k=0"], "k: got 0; expected a whole number, at least 1"),
         (["k=13"], r"clusters.k: got 13; expected 1 to \d+, the number of different embeddings"),
-        (["split=all"], "split: got 'all'; expected one of train, val, test"),
+        (["split=all"], "split: got 'all'; expected one of 'train', 'val', 'test'"),
         (["tolerance=0", "k=2"], "clusters.tolerance: got 0"),
     ],
     ids=str,

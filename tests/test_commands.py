@@ -137,6 +137,28 @@ def test_killed_training_resumes_where_it_was(table: Path, trained: Path, tmp_pa
             torch.testing.assert_close(second[key][name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_training_that_is_stopped_says_so_by_its_status(table: Path, tmp_path: Path, number: int, status: int):
+    options = [*TINY, f"data.source.data_dir={table}", "output_dir=run", "trainer.max_epochs=1000000"]
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "src" / "train_vae.py"), *options],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CRYSTALVAE_CACHE_DIR": str(tmp_path / "cache")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    checkpoint, deadline = tmp_path / "run" / "checkpoints" / "last.ckpt", time.time() + 120
+    while not checkpoint.is_file() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert f"continue:    add resume_from={tmp_path / 'run'} to the same command" in errors  # in one line, to copy
+    assert "Traceback" not in errors
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+
+
 def test_two_processes_give_the_losses_of_one(table: Path, tmp_path: Path):
     """With terms of the loss that are curved in the batch's means, too."""
     common = [*TINY, f"data.source.data_dir={table}", "trainer.max_epochs=2", "trainer.log_every_n_steps=1"]
@@ -249,6 +271,8 @@ def test_sample_is_deterministic_and_complete(trained: Path, tmp_path: Path):
         ("evaluate", "+zzz=1", "zzz: the command has no such key; expected one of address, backend"),
         ("evaluate", "+validity.min_contct=1", "did you mean validity.min_contact?"),
         ("sample", "+relaxation.steps=1", "relaxation.steps: the command has no such key; "),
+        ("sample", "num_sample=3", "num_sample: the command has no such key; did you mean num_samples?"),
+        ("train_vae", "vae_module.latent_dims=4", "did you mean vae_module.latent_dim?"),
     ],
 )
 def test_keys_that_no_command_reads_are_refused(tmp_path: Path, name: str, argument: str, message: str):
@@ -359,8 +383,21 @@ def test_killed_sampling_leaves_nothing_in_the_way(trained: Path, tmp_path: Path
     assert len(list((tmp_path / "out").glob("*.cif"))) == 3
 
 
+@pytest.mark.parametrize("value", ["no", "off", "abc", "'false'"])
+@pytest.mark.parametrize("name", ["sample", "cluster"])
+def test_what_is_not_true_overwrites_nothing(tmp_path: Path, name: str, value: str):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "samples.csv").write_text("mine")
+    done = command(name, "output_dir=out", f"overwrite={value}", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "expected true or false" in done.stderr
+    assert (tmp_path / "out" / "samples.csv").read_text() == "mine"
+
+
 def compose(name: str, overrides: list[str]):
     import hydra
 
+    from crystalvae.commands.checked_config import checked
+
     with hydra.initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        return hydra.compose(name, overrides)
+        return checked(name, hydra.compose(name, overrides))

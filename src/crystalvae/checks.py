@@ -1,23 +1,61 @@
-"""Options of the model's parts that cannot be used are refused by name."""
+"""Options that cannot be used are refused by name: those of the model's parts, of the commands and of calls."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from numbers import Integral
+from pathlib import Path
 
 from crystalvae.errors import ConfigError
 
 
-def check_count(key: str, got: int, *, at_least: int = 1) -> None:
-    """Raise `ConfigError` naming the key, what it got and the smallest number allowed."""
+def check_choice(key: str, got: object, allowed: tuple[object, ...]) -> None:
+    """Raise `ConfigError` naming the key, what it got and what is allowed."""
+    if got not in allowed:
+        raise ConfigError(f"{key}: got {got!r}; expected one of {', '.join(map(repr, allowed))}")
+
+
+def check_count(key: str, got: object, *, at_least: int = 1) -> int:
+    """Return a whole number; `ConfigError` naming the key, what it got and the smallest number allowed."""
     if isinstance(got, bool) or not isinstance(got, Integral) or got < at_least:  # NumPy's whole numbers, too
         raise ConfigError(f"{key}: got {got!r}; expected a whole number of at least {at_least}")
+    return int(got)
 
 
-def check_number(key: str, got: float) -> None:
-    """Raise `ConfigError` naming the key unless it is a finite number of at least 0."""
+def check_number(key: str, got: object) -> float:
+    """Return a number; `ConfigError` naming the key unless it is finite and at least 0."""
     if isinstance(got, bool) or not isinstance(got, (int, float)) or not (math.isfinite(got) and got >= 0):
         raise ConfigError(f"{key}: got {got!r}; expected a number of at least 0")
+    return float(got)
+
+
+def check_switch(key: str, got: object) -> bool:
+    """Return true or false; `ConfigError` naming the key for anything else, such as the text "no"."""
+    if not isinstance(got, bool):
+        raise ConfigError(f"{key}: got {got!r}; expected true or false")
+    return got
+
+
+def check_n_jobs(got: object) -> int:
+    """Return a number of processes, -1 standing for one per core; `ConfigError` for anything else."""
+    return -1 if got == -1 else check_count("n_jobs", got)
+
+
+def check_path(key: str, got: object) -> Path:
+    """Return the path of a file or folder, `~` being the user's home; `ConfigError` where there is none."""
+    if not isinstance(got, (str, Path)) or not str(got):
+        raise ConfigError(f"{key}: got {got!r}; expected the name of a file or folder")
+    return Path(got).expanduser()
+
+
+def check_choices(key: str, got: object, allowed: Collection[str]) -> list[str]:
+    """Return some of the names allowed, given as a list or as one name; `ConfigError` naming the key for others."""
+    names = [got] if isinstance(got, str) else list(got) if isinstance(got, Sequence) else None
+    if names is None or not all(isinstance(name, str) and name in allowed for name in names):
+        some = ",".join(list(allowed)[:2])
+        raise ConfigError(f"{key}: got {got}; expected a list of some of {', '.join(allowed)}, such as [{some}]")
+    return names
 
 
 def check_dropout(key: str, got: float) -> None:

@@ -1,79 +1,76 @@
-"""What the entry points share: Hydra, logging, and errors as one paragraph with exit status 1."""
+"""What all commands share: Hydra, a checked config, logging, and errors as one paragraph.
+
+Exit statuses: 0 done; 1 an error; 2 no such command or flag; 130 stopped by Ctrl-C; 143 training stopped by SIGTERM.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
+import tempfile
+import traceback
 import warnings
-from collections.abc import Callable
-from difflib import get_close_matches
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import MissingConfigException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.logging import RichHandler
+from rich.markup import escape
 
 from crystalvae.build import to_plain
-from crystalvae.checkpoints.trusted import trusting
+from crystalvae.commands.checked_config import checked, meant, unknown_key
+from crystalvae.commands.config_files import config_dir, group_options
 from crystalvae.errors import ConfigError, CrystalVAEError
 
 log = logging.getLogger(__name__)
 
-
-def config_dir() -> Path:
-    """Return the folder of the configs: inside the installed package, or beside `src` in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "configs", package.parents[1] / "configs"):
-        if (folder / "train_vae.yaml").is_file():
-            return folder
-    raise ConfigError(f"no configs found in {package} or beside it: the installation is incomplete, install again")
+FULL_ERROR = "HYDRA_FULL_ERROR"
+"""Hydra's environment variable; where the user sets it to 1, every error comes with its whole traceback."""
 
 
-def run_command(config_name: str, command: Callable[[DictConfig], str]) -> None:
-    """Compose `config_name` with the command line's overrides, run, and print what the command returns.
+def run_command(config_name: str, load: Callable[[], Callable[[DictConfig], str]]) -> None:
+    """Compose `config_name` with the command line's overrides, run what `load` gives, and print what that returns.
 
-    Our own errors end the process with status 1 and their one paragraph on stderr, without a traceback.
+    `load` is called when the config is found to be right: what it imports takes seconds. Errors end the process with
+    status 1 and one paragraph on stderr, without a traceback but for those that are a mistake of this package.
     """
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    asked = os.environ.get(FULL_ERROR)
 
     def task(config: DictConfig) -> None:
+        _set(FULL_ERROR, asked)
         set_up_logging()
-        try:
-            _check_known(config, config_name)
-            _check_required(config)
+        with _reported():
+            config = checked(config_name, config)
+            command = load()
+            from crystalvae.checkpoints.trusted import trusting
+
             with trusting(to_plain(config.trusted_targets)):
                 message = command(config)
-        except CrystalVAEError as error:
-            errors.print(f"[bold red]error:[/] {_escape(str(error))}")
-            sys.exit(1)
-        except KeyboardInterrupt:
-            errors.print("stopped")
-            sys.exit(130)
-        except OmegaConfBaseException as error:
-            errors.print(f"[bold red]error:[/] config: {_escape(' '.join(str(error).split()))}")
-            sys.exit(1)
         if is_main_process():
-            Console(highlight=False, soft_wrap=True).print(_escape(message))
+            Console(highlight=False, soft_wrap=True).print(escape(message))
 
-    try:
+    with _reported():
         entry = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(task)
-    except CrystalVAEError as error:
-        errors.print(f"[bold red]error:[/] {_escape(str(error))}")
-        sys.exit(1)
-    entry()
+        os.environ[FULL_ERROR] = "1"  # or else Hydra prints its errors itself, and proposes to add a mistyped key
+        try:
+            entry()
+        except (CrystalVAEError, OmegaConfBaseException):
+            raise
+        except Exception as error:
+            raise ConfigError(_hydras_reason(error)) from error
+        finally:
+            _set(FULL_ERROR, asked)
 
 
 def set_up_logging() -> None:
     """Send the library's log lines to stderr, once, and quieten what only concerns developers of the libraries."""
-    handler = RichHandler(
-        console=Console(stderr=True, soft_wrap=True), show_time=False, show_path=False, rich_tracebacks=False
-    )
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[_Lines()], force=True)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Our batches are gathered on the device: there are no worker processes to ask for.
@@ -83,37 +80,76 @@ def set_up_logging() -> None:
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # a prior's frozen VAE
 
 
-def _check_known(config: DictConfig, config_name: str) -> None:
-    """Refuse keys that no command reads: Hydra itself proposes to add a mistyped key with a plus."""
-    own: Any = OmegaConf.to_container(OmegaConf.load(config_dir() / f"{config_name}.yaml"))
-    groups = [name.split()[-1] for entry in own.pop("defaults", []) if isinstance(entry, dict) for name in entry]
-    _refuse_others(config, {**own, **dict.fromkeys(groups)})
-
-
-def _refuse_others(config: DictConfig, known: dict[str, Any], within: str = "") -> None:
-    for key in map(str, config):
-        if key not in known:
-            close = get_close_matches(key, known, n=1)
-            meant = f"did you mean {within}{close[0]}?" if close else f"expected one of {', '.join(sorted(known))}"
-            raise ConfigError(f"{within}{key}: the command has no such key; {meant}")
-        part = None if OmegaConf.is_missing(config, key) else config[key]
-        # What a group holds is for the part that it describes to judge, and conditions have names of the data's.
-        if isinstance(known[key], dict) and isinstance(part, DictConfig) and key != "conditions":
-            _refuse_others(part, known[key], f"{within}{key}.")
-
-
-def _check_required(config: DictConfig) -> None:
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise ConfigError(f"missing on the command line: {', '.join(f'{key}=…' for key in missing)}")
-
-
 def is_main_process() -> bool:
     """Say whether this is the process of rank 0, as Lightning, torchrun and Slurm tell their processes at the start."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
-def _escape(text: str) -> str:
-    from rich.markup import escape
+class _Lines(logging.Handler):
+    """Writes records to stderr with their level in colour, and never breaks a line, which may be a command to copy."""
 
-    return escape(text)
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(message)s"))
+        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = {"WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}.get(record.levelname, "blue")
+        self._console.print(f"[{style}]{record.levelname:<8}[/] {escape(self.format(record))}")
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Turn errors into one paragraph on stderr and an exit status."""
+    try:
+        yield
+    except CrystalVAEError as error:
+        _end(str(error), error)
+    except OmegaConfBaseException as error:
+        _end(f"config: {' '.join(str(error).split())}", error)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped")
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001  the outermost net: a mistake of ours is told as one, too
+        _end(f"a mistake of crystalvae, please report it: {type(error).__name__}: {error}; {_kept(error)}", error)
+
+
+def _end(message: str, error: Exception) -> NoReturn:
+    if os.environ.get(FULL_ERROR) == "1":
+        traceback.print_exception(error)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}")
+    sys.exit(1)
+
+
+def _kept(error: Exception) -> str:
+    """Write the whole traceback to a file, and say where it is."""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="crystalvae-", suffix=".txt", delete=False) as file:
+            file.write(" ".join(["# crystalvae", *sys.argv[1:], "\n"]))
+            traceback.print_exception(error, file=file)
+    except OSError:
+        return f"{FULL_ERROR}=1 shows the traceback"
+    return f"the traceback is in {file.name}"
+
+
+def _set(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
+def _hydras_reason(error: Exception) -> str:
+    """Return in one paragraph why Hydra cannot compose a config."""
+    cause = error.__cause__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        if group.startswith("experiment"):
+            group, option = "experiment", error.missing_cfg_file.removeprefix("experiment/")
+        return f"{group or '--config-name'}={option}: there is no such option; {meant(option, group_options(group))}"
+    if isinstance(cause, OmegaConfBaseException):
+        if cause.full_key and isinstance(cause.parent_node, DictConfig) and "is not in struct" in str(cause.msg):
+            return str(unknown_key(str(cause.full_key), [str(key) for key in cause.parent_node]))
+        return f"{cause.full_key or 'config'}: {' '.join(str(cause.msg).split())}"
+    text = re.sub(r"\n\s*See https://hydra\S+.*", "", str(error))
+    return f"on the command line: {' '.join(text.split())}; expected KEY=VALUE, GROUP=OPTION, or ~GROUP for none of it"

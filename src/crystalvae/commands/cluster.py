@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from omegaconf import DictConfig
 
 from crystalvae.checkpoints.format import package_versions
-from crystalvae.commands import arguments
+from crystalvae.checks import check_choice, check_path
 from crystalvae.commands.inputs import Inputs
 from crystalvae.data.sources import SPLITS
 from crystalvae.data.writers import write_crystals
-from crystalvae.errors import ConfigError
 from crystalvae.evaluation.clusters import Cluster, cluster_crystals
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.validity.structure import describe
@@ -24,17 +23,15 @@ def cluster(config: DictConfig) -> str:
     """Embed and cluster as `config` says, and write the results; returns what to tell the user."""
     import pandas as pd
 
-    k, batch_size = arguments.positive("k", config.k), arguments.positive("batch_size", config.batch_size)
-    seed, tolerance = arguments.whole("seed", config.seed), arguments.number("tolerance", config.tolerance)
-    output_dir = arguments.path("output_dir", config.output_dir)
-    if config.split not in SPLITS:
-        raise ConfigError(f"split: got {config.split!r}; expected one of {', '.join(SPLITS)}")
+    output_dir = check_path("output_dir", config.output_dir)
+    check_choice("split", config.split, SPLITS)
     check_output_dir(output_dir, overwrite=config.overwrite)
     inputs = Inputs(config, "reconstruction")
     module, data = inputs.module(), inputs.reference()
-    embeddings = module.embed(data.crystals, batch_size=batch_size)
-    runner = Runner(n_jobs=arguments.n_jobs(config.n_jobs))
-    found = cluster_crystals(embeddings, data.crystals, k=k, runner=runner, seed=seed, tolerance=tolerance)
+    embeddings = module.embed(data.crystals, batch_size=config.batch_size)
+    runner = Runner(n_jobs=config.n_jobs)
+    options = {"k": config.k, "seed": config.seed, "tolerance": config.tolerance}
+    found = cluster_crystals(embeddings, data.crystals, runner=runner, **options)
     columns = {
         "source": data.ids,
         "cluster": found.labels,
@@ -45,14 +42,13 @@ def cluster(config: DictConfig) -> str:
     info = {
         "ckpt_path": str(config.ckpt_path),
         "crystals_of": data.name,
-        "k": k,
-        "seed": seed,
-        "tolerance": tolerance,
+        **options,
         **found.summary(),
         "versions": package_versions(),
     }
     write_crystals(data.crystals, output_dir, table=table, formats=[], overwrite=config.overwrite, info=info)
-    lines = [f"{len(data.crystals)} crystals in {k} clusters; each crystal in {output_dir.absolute() / 'samples.csv'}"]
+    table_path = output_dir.absolute() / "samples.csv"
+    lines = [f"{len(data.crystals)} crystals in {config.k} clusters; each crystal in {table_path}"]
     if found.prototype_information is not None:
         lines[0] += f"; information on prototypes {found.prototype_information:.2f} (0 none, 1 all)"
     return "\n".join([*lines, *(_line(entry, data.ids[entry.medoid]) for entry in found.clusters)])

@@ -11,8 +11,8 @@ from typing import Any, get_args
 from omegaconf import DictConfig
 from rich.console import Console
 
+from crystalvae import checks
 from crystalvae.build import to_plain
-from crystalvae.commands import arguments
 from crystalvae.commands.inputs import Inputs, generate, predict, reconstruct_all
 from crystalvae.data.sources import SPLITS, cache_root
 from crystalvae.data.writers import SAFE_ID
@@ -67,7 +67,7 @@ def evaluate(config: DictConfig) -> str:
 def _reconstruction(
     config: DictConfig, inputs: Inputs, targets: CrystalSet, known: Known, runner: Runner, settings: SuiteSettings
 ) -> EvaluationReport:
-    batch_size = arguments.positive("batch_size", config.batch_size)
+    batch_size = checks.check_count("batch_size", config.batch_size)
     predictions = reconstruct_all(inputs.module(), targets.crystals, batch_size)
     return evaluate_reconstruction(
         targets=targets, predictions=predictions, runner=runner, settings=settings, known=known
@@ -77,7 +77,7 @@ def _reconstruction(
 def _csp(
     config: DictConfig, inputs: Inputs, targets: CrystalSet, known: Known, runner: Runner, settings: SuiteSettings
 ) -> EvaluationReport:
-    count = None if config.num_candidates is None else arguments.positive("num_candidates", config.num_candidates)
+    count = None if config.num_candidates is None else checks.check_count("num_candidates", config.num_candidates)
     if config.ckpt_path is not None:
         generated, candidates = predict(config, inputs.module(), targets, count or 1)
     elif config.match_by == "order" and config.num_crystals is not None:
@@ -89,7 +89,7 @@ def _csp(
         raise ConfigError(f"ks: got {ks!r}; expected a list of numbers, such as [1,20]")
     return evaluate_csp(
         targets=targets, generated=generated, candidates=candidates, runner=runner, settings=settings, known=known,
-        ks=None if ks is None else [arguments.positive("ks", k) for k in ks],
+        ks=None if ks is None else [checks.check_count("ks", k) for k in ks],
     )  # fmt: skip
 
 
@@ -127,7 +127,12 @@ def _kind(config: DictConfig) -> Kind:
 def _runner(config: DictConfig) -> Runner:
     check_time_limit("timeout_s", config.timeout_s)
     cache = ResultCache(cache_root(None) / "evaluation") if config.cache else None
-    return Runner(n_jobs=arguments.n_jobs(config.n_jobs), backend=config.backend, address=config.address, cache=cache)
+    return Runner(
+        n_jobs=checks.check_n_jobs(config.n_jobs),
+        backend=config.backend,
+        address=config.address,
+        cache=cache,
+    )
 
 
 def _settings(config: DictConfig) -> SuiteSettings:
@@ -137,15 +142,15 @@ def _settings(config: DictConfig) -> SuiteSettings:
     sections = to_plain(config.sections)
     if sections is not None and not isinstance(sections, list):
         raise ConfigError(f"sections: got {sections!r}; expected a list, such as [validity,uniqueness]")
-    seed = arguments.whole("seed", config.seed)
+    seed = checks.check_count("seed", config.seed, at_least=0)
     return SuiteSettings(
         sections=sections,
         seed=seed,
         timeout_s=config.timeout_s,
         oxidation_states=config.validity.oxidation_states,
-        min_contact=arguments.number("validity.min_contact", config.validity.min_contact),
-        range_tails=arguments.number("validity.range_tails", config.validity.range_tails),
-        wasserstein_samples=arguments.positive("wasserstein.num_samples", config.wasserstein.num_samples),
+        min_contact=checks.check_number("validity.min_contact", config.validity.min_contact),
+        range_tails=checks.check_number("validity.range_tails", config.validity.range_tails),
+        wasserstein_samples=checks.check_count("wasserstein.num_samples", config.wasserstein.num_samples),
         symmetry_library=config.symmetry.library,
         symmetry_tolerances=tuple(to_plain(config.symmetry.tolerances)),
         stability=StabilitySettings(**stability, relaxation=relaxation, seed=seed),
@@ -176,12 +181,12 @@ def _known(config: DictConfig, inputs: Inputs, sections: Sequence[str]) -> Known
 def _output_dir(config: DictConfig, kind: Kind) -> Path:
     """Return where the results go, or raise `OutputError`: they are not mixed with files of other origin."""
     if config.output_dir is not None:
-        folder = arguments.path("output_dir", config.output_dir)
+        folder = checks.check_path("output_dir", config.output_dir)
     elif config.generated is not None:
-        source = arguments.path("generated", config.generated)
+        source = checks.check_path("generated", config.generated)
         folder = source.with_name(f"{source.name.split('.')[0] or source.name}-evaluation")
     else:
-        given = arguments.path("ckpt_path", config.ckpt_path)
+        given = checks.check_path("ckpt_path", config.ckpt_path)
         beside = given.parent if given.is_file() else Path()
         folder = beside / f"evaluation-{kind}-{config.split}"
     if folder.exists() and not folder.is_dir():

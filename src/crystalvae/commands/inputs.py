@@ -11,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
 
+from crystalvae import checks
 from crystalvae.build import build
 from crystalvae.checkpoints import bundled
-from crystalvae.commands import arguments
-from crystalvae.commands.cli import config_dir
+from crystalvae.commands.config_files import config_dir
 from crystalvae.commands.device import choose_device
 from crystalvae.commands.sampling import elements_needed, options_of, sample_all, sampling_options
 from crystalvae.commands.template import sample_template
@@ -45,7 +45,7 @@ class Inputs:
     def module(self) -> VAEModule:
         """Return the checkpoint's model, on the device that was asked for."""
         if self._module is None:
-            path = arguments.path("ckpt_path", self._config.ckpt_path)
+            path = checks.check_path("ckpt_path", self._config.ckpt_path)
             self.device = choose_device(self._config.device)
             self._module = VAEModule.load_from_checkpoint(bundled.find(path), map_location=self.device)
         return self._module
@@ -78,15 +78,15 @@ class Inputs:
 
     def generated(self) -> CrystalSet:
         """Return the crystals from outside."""
-        return read_crystals(arguments.path("generated", self._config.generated))
+        return read_crystals(checks.check_path("generated", self._config.generated))
 
     def choose(self, crystals: CrystalSet) -> CrystalSet:
         """Return a seeded choice of `num_crystals` in the set's order, unreadable ones being as likely as others."""
-        count = arguments.positive("num_crystals", self._config.num_crystals)
+        count = checks.check_count("num_crystals", self._config.num_crystals)
         if count >= crystals.total:
             return crystals
         places = sorted([*crystals.positions, *(entry.position for entry in crystals.unreadable)])
-        generator = torch.Generator().manual_seed(arguments.whole("seed", self._config.seed))
+        generator = torch.Generator().manual_seed(checks.check_count("seed", self._config.seed, at_least=0))
         order = torch.randperm(len(places), generator=generator)[:count].tolist()
         kept = {places[i] for i in order}
         rows = [row for row, position in enumerate(crystals.positions) if position in kept]
@@ -131,8 +131,8 @@ def reconstruct_all(module: VAEModule, crystals: CrystalBatch, batch_size: int) 
 
 def generate(config: DictConfig, module: VAEModule, *, timed: bool) -> tuple[CrystalSet, SamplingTimes | None]:
     """Sample `num_samples` crystals from a checkpoint, and measure how quickly that goes where `timed`."""
-    count = arguments.positive("num_samples", config.num_samples)
-    generator = torch.Generator().manual_seed(arguments.whole("seed", config.seed))
+    count = checks.check_count("num_samples", config.num_samples)
+    generator = torch.Generator().manual_seed(checks.check_count("seed", config.seed, at_least=0))
     options = sampling_options(module, config)
     template = sample_template(
         module, count, num_atoms=None, composition=None, formula_units=None, generator=generator,
@@ -162,7 +162,7 @@ def predict(
             "task=csp: this checkpoint predicts the elements itself and cannot be told them; give one that was trained "
             "for structure prediction (experiment=mp_20/vae_csp), or task=generation"
         )
-    generator = torch.Generator().manual_seed(arguments.whole("seed", config.seed))
+    generator = torch.Generator().manual_seed(checks.check_count("seed", config.seed, at_least=0))
     owner = np.repeat(np.arange(len(targets.ids)), candidates)
     rank = np.tile(np.arange(candidates), len(targets.ids))
     wanted = targets.crystals[owner]
@@ -180,7 +180,7 @@ def _sample(
     generator: torch.Generator,
     options: Mapping[str, Any],
 ) -> CrystalBatch:
-    size = arguments.positive("batch_size", config.batch_size)
+    size = checks.check_count("batch_size", config.batch_size)
     return sample_all(module, template, size, generator, options)
 
 

@@ -11,14 +11,15 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
 
+from crystalvae import checks
 from crystalvae.build import to_plain
 from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints import format as checkpoints
-from crystalvae.commands import arguments
 from crystalvae.commands.inputs import Inputs
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.dataset import CrystalDataset
 from crystalvae.data.sources import SPLITS, cache_root, read_anything
+from crystalvae.data.writers import FORMATS
 from crystalvae.errors import ConfigError
 from crystalvae.evaluation.validity.structure import describe
 from crystalvae.output_dir import check_output_dir
@@ -49,9 +50,9 @@ class Request:
     def __init__(self, config: DictConfig) -> None:
         self.config = config
         self.inputs = Inputs(config, "reconstruction")
-        self.batch_size = arguments.positive("batch_size", config.batch_size)
-        self.seed = arguments.whole("seed", config.seed)
-        self.output_dir = arguments.path("output_dir", config.output_dir)
+        self.batch_size = checks.check_count("batch_size", config.batch_size)
+        self.seed = checks.check_count("seed", config.seed, at_least=0)
+        self.output_dir = checks.check_path("output_dir", config.output_dir)
 
     def module(self) -> VAEModule:
         """Return the checkpoint's model, on the device that was asked for."""
@@ -69,13 +70,13 @@ class Request:
         config = self.config
         if config.input is not None:
             given = [config.input] if isinstance(config.input, str) else list(config.input)
-            chosen = _joined([read_anything(arguments.path("input", entry)) for entry in given])
+            chosen = _joined([read_anything(checks.check_path("input", entry)) for entry in given])
         else:
             chosen = self.split("split", config.split)
         if config.ids is not None:
             chosen = _named(chosen, [str(name) for name in to_plain(config.ids)])
         if config.num_crystals is not None:
-            count = arguments.positive("num_crystals", config.num_crystals)
+            count = checks.check_count("num_crystals", config.num_crystals)
             generator = torch.Generator().manual_seed(self.seed)
             rows = torch.randperm(len(chosen), generator=generator)[:count].sort().values
             chosen = chosen.subset(rows.tolist())
@@ -91,7 +92,7 @@ def latent(config: DictConfig) -> str:
     if config.operation not in OPERATIONS:
         raise ConfigError(f"operation: got {config.operation!r}; expected one of {', '.join(OPERATIONS)}")
     request = Request(config)
-    formats = None if config.formats is None else arguments.formats(config.formats)
+    formats = None if config.formats is None else checks.check_choices("formats", config.formats, FORMATS)
     check_output_dir(request.output_dir, overwrite=config.overwrite)
     outcome = OPERATIONS[config.operation](request)
     facts = describe(outcome.crystals)
@@ -113,7 +114,7 @@ def latent(config: DictConfig) -> str:
 
 
 def _reconstruct(request: Request) -> Outcome:
-    deterministic = arguments.switch("reconstruct.deterministic", request.config.reconstruct.deterministic)
+    deterministic = checks.check_switch("reconstruct.deterministic", request.config.reconstruct.deterministic)
     data = request.crystals("reconstruct")
     generator = torch.Generator().manual_seed(request.seed)
     module = request.module()
@@ -196,7 +197,7 @@ def _search(request: Request) -> Outcome:
     options = request.config.search
     if options.target is None:
         raise ConfigError("search.target: say which value is wanted, search.target=-2.0, in the property's unit")
-    path = bundled.find(arguments.path("ckpt_path", request.config.ckpt_path))
+    path = bundled.find(checks.check_path("ckpt_path", request.config.ckpt_path))
     predictor = LatentPredictor.load_from_checkpoint(path, map_location=request.inputs.module().device)
     data = request.crystals("search")
     crystals = predictor.search(

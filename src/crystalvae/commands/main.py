@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from typing import Any, NoReturn
+
+from crystalvae.commands.completion import FLAGS, command_to_complete
+from crystalvae.commands.help import command_help, overview
+from crystalvae.errors import CrystalVAEError
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,10 @@ class Command:
     module: str
     function: str
     summary: str
+
+    def load(self) -> Callable[[Any], str]:
+        """Import the command's function, which takes seconds."""
+        return getattr(import_module(f"crystalvae.commands.{self.module}"), self.function)
 
 
 COMMANDS = {
@@ -37,51 +46,78 @@ COMMANDS = {
 
 _COMMAND = "CRYSTALVAE_COMMAND"
 """Environment variable that tells processes started beside this one, with its options alone, which command it runs."""
+_HELP = {"-h", "--help"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the first argument names, with the others as Hydra's overrides and flags.
 
-    Without arguments, or with `--help` alone, lists the commands; ends with status 2 where there is no such command.
+    Without arguments, or with `--help` alone, lists the commands; ends with status 2 where there is no such command,
+    and with 130 after Ctrl-C.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in {"-h", "--help", "help"}:
-        sys.stdout.write(_overview())
+    try:
+        _main(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:  # while modules are imported; a command that runs says so itself
+        sys.stderr.write("stopped\n")
+        sys.exit(130)
+    except CrystalVAEError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
+    except BrokenPipeError:  # … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _main(given: list[str]) -> None:
+    if given[:1] == ["help"]:
+        given = [*given[1:2], "--help"]
+    if not given or given[0] in _HELP:
+        sys.stdout.write(overview({name: command.summary for name, command in COMMANDS.items()}))
         return
     if given[0] in {"-V", "--version"}:
         import crystalvae
 
         sys.stdout.write(f"crystalvae {crystalvae.__version__}\n")
         return
+    if set(FLAGS) & set(given):
+        _complete(given)
+        return
     if "LOCAL_RANK" in os.environ and given[0] not in COMMANDS:  # a process that Lightning starts beside the first
         given = [os.environ.get(_COMMAND, ""), *given]
     name = given[0].replace("_", "-")
     if name not in COMMANDS:
-        close = get_close_matches(name, COMMANDS, n=1)
-        meant = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(COMMANDS)}"
-        sys.stderr.write(f"error: crystalvae has no command {given[0]!r}; {meant}\n")
-        sys.exit(2)
-    command = COMMANDS[name]
+        _refuse(given[0])
+    if _HELP & set(given[1:]):
+        sys.stdout.write(command_help(name, COMMANDS[name].config))
+        return
+    _run(name, given[1:])
+
+
+def _complete(given: list[str]) -> None:
+    flags = given[1:] if given[0] in COMMANDS else given
+    name: str | None = "train-vae"  # any: what `install` prints is for the whole program
+    if any(entry.startswith("query=") for entry in flags):
+        name = command_to_complete(given, {name: command.config for name, command in COMMANDS.items()})
+    if name in COMMANDS:
+        _run(name, flags)
+
+
+def _run(name: str, arguments: Sequence[str]) -> None:
     from crystalvae.commands.cli import run_command
 
     os.environ[_COMMAND] = name
-    sys.argv = [sys.argv[0], *given[1:]]  # what Hydra reads
-    function = getattr(import_module(f"crystalvae.commands.{command.module}"), command.function)
-    run_command(command.config, function)
+    sys.argv = [sys.argv[0], *arguments]  # what Hydra reads
+    run_command(COMMANDS[name].config, COMMANDS[name].load)
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS)) + 2
-    lines = [f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "crystalvae: a continuous latent space of inorganic crystals",
-            "",
-            "usage: crystalvae COMMAND [key=value …]",
-            "",
-            *lines,
-            "",
-            "crystalvae COMMAND --help lists the keys of a command and their values.",
-            "",
-        ]
-    )
+def _refuse(given: str) -> NoReturn:
+    close = get_close_matches(given.replace("_", "-"), COMMANDS, n=1)
+    meant = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(COMMANDS)}"
+    if "=" in given or given.startswith("-"):
+        meant = f"the command comes first, such as crystalvae sample {given}"
+    sys.stderr.write(f"error: crystalvae has no command {given!r}; {meant}\n")
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

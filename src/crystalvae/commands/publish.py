@@ -13,9 +13,8 @@ from torch import Tensor
 
 from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints import format as checkpoints
-from crystalvae.commands import arguments
+from crystalvae.checks import check_choice, check_path
 from crystalvae.errors import CheckpointError, ConfigError, OutputError
-from crystalvae.vae_module.layers.transformer import check_choice
 
 PriorStorage = Literal["half", "int8"]
 SMALL = 1024
@@ -27,13 +26,13 @@ def publish(config: DictConfig) -> str:
     name = str(config.name)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
         raise ConfigError(f"name: got {name!r}; expected lower-case letters, digits and hyphens, such as mp20-small")
-    source = arguments.path("ckpt_path", config.ckpt_path)
-    folder = arguments.path("output_dir", config.output_dir)
+    source = check_path("ckpt_path", config.ckpt_path)
+    folder = check_path("output_dir", config.output_dir)
     path = folder / f"{name}.ckpt"
-    if path.exists() and not arguments.switch("overwrite", config.overwrite):
+    if path.exists() and not config.overwrite:
         raise OutputError(f"{path}: there is such a model already; give another name or output_dir, or overwrite=true")
-    content = checkpoints.read(source, plain_data_only=True)
     check_choice("prior_storage", config.prior_storage, get_args(PriorStorage))
+    content = checkpoints.read(source, plain_data_only=True)
     weights: dict[str, Tensor] = content["state_dict"]
     packed = {}
     if config.prior_storage == "int8":

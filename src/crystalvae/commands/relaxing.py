@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from omegaconf import DictConfig
 
+from crystalvae import checks
 from crystalvae.build import to_plain
-from crystalvae.commands import arguments
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.sources import cache_root
 from crystalvae.errors import ConfigError
@@ -37,7 +37,7 @@ class Relaxer:
 
         Raises `ConfigError` for a potential that is not installed or cannot be built.
         """
-        if not arguments.switch("relax", config.relax):
+        if not checks.check_switch("relax", config.relax):
             return None
         potential = Potential.from_config(to_plain(config.potential))
         if missing := potential.missing():
@@ -46,7 +46,10 @@ class Relaxer:
         return cls(
             potential=potential,
             relaxation=Relaxation(**to_plain(config.relaxation)),
-            runner=Runner(n_jobs=arguments.n_jobs(config.n_jobs), cache=ResultCache(cache_root(None) / "evaluation")),
+            runner=Runner(
+                n_jobs=checks.check_n_jobs(config.n_jobs),
+                cache=ResultCache(cache_root(None) / "evaluation"),
+            ),
         )
 
     def settings(self) -> dict[str, object]:

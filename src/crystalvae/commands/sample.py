@@ -8,16 +8,16 @@ import time
 import torch
 from omegaconf import DictConfig
 
+from crystalvae import checks
 from crystalvae.build import to_plain
 from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints.format import package_versions
-from crystalvae.commands import arguments
 from crystalvae.commands.device import choose_device
 from crystalvae.commands.ranks import Ranks, joined_processes
 from crystalvae.commands.relaxing import Relaxer
 from crystalvae.commands.sampling import elements_needed, sample_all, sampling_options
 from crystalvae.commands.template import sample_template
-from crystalvae.data.writers import write_crystals
+from crystalvae.data.writers import FORMATS, write_crystals
 from crystalvae.evaluation.validity.structure import describe
 from crystalvae.vae_module.vae_module import VAEModule
 
@@ -36,12 +36,12 @@ def sample(config: DictConfig) -> str:
 def _sample(config: DictConfig, ranks: Ranks) -> str:
     from crystalvae.output_dir import check_output_dir
 
-    count = arguments.positive("num_samples", config.num_samples)
-    batch_size = arguments.positive("batch_size", config.batch_size)
-    seed = arguments.whole("seed", config.seed)
-    formats = arguments.formats(config.formats)
-    output_dir = arguments.path("output_dir", config.output_dir)
-    ckpt_path = arguments.path("ckpt_path", config.ckpt_path)
+    count = checks.check_count("num_samples", config.num_samples)
+    batch_size = checks.check_count("batch_size", config.batch_size)
+    seed = checks.check_count("seed", config.seed, at_least=0)
+    formats = checks.check_choices("formats", config.formats, FORMATS)
+    output_dir = checks.check_path("output_dir", config.output_dir)
+    ckpt_path = checks.check_path("ckpt_path", config.ckpt_path)
     check_output_dir(output_dir, overwrite=config.overwrite)
     relaxer = Relaxer.from_config(config)
     device = choose_device(config.device, local_rank=ranks.local_rank)

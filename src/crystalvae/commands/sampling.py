@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
 
+from crystalvae import checks
 from crystalvae.build import to_plain
-from crystalvae.commands import arguments
 from crystalvae.commands.ranks import ALONE, Ranks
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError
@@ -25,11 +25,11 @@ def sampling_options(module: VAEModule, config: DictConfig) -> dict[str, Any]:
     """Return what is asked of the sampling, as plain data; `ConfigError` for what this checkpoint cannot do."""
     from crystalvae.data.composition import parse_chemical_system
 
-    temperature = arguments.number("temperature", config.temperature)
+    temperature = checks.check_number("temperature", config.temperature)
     conditions = _mapping("conditions", config.conditions)
     sampler = _mapping("sampler", config.sampler)
     system = to_plain(config.chemical_system)
-    subsets = arguments.switch("chemical_system_subsets", config.chemical_system_subsets)
+    subsets = checks.check_switch("chemical_system_subsets", config.chemical_system_subsets)
     if module.prior is None:
         asked = {"sampler": sampler, "chemical_system": system, "chemical_system_subsets": subsets}
         given = [name for name, value in asked.items() if value]

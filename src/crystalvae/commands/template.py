@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from crystalvae.commands import arguments
+from crystalvae import checks
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.composition import parse_composition
 from crystalvae.errors import ConfigError
@@ -48,7 +48,7 @@ def sample_template(
             f"num_atoms: got {len(counts)} numbers for num_samples={count}; expected one each, or one number"
         )
     for size in counts:
-        arguments.positive("num_atoms", size)
+        checks.check_count("num_atoms", size)
     _warn_unseen(set(counts), seen)
     return CrystalBatch.empty(counts)
 
@@ -75,7 +75,7 @@ def _composition_template(
         raise ConfigError("num_atoms and composition exclude each other: say the size of the cell with formula_units=")
     unit = parse_composition(formula)
     if formula_units is not None:
-        sizes = [arguments.positive("formula_units", formula_units)]
+        sizes = [checks.check_count("formula_units", formula_units)]
         _warn_unseen({sizes[0] * len(unit)}, seen)
     else:
         sizes = list(range(1, max(seen, default=0) // len(unit) + 1)) or [1]

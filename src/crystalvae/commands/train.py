@@ -1,43 +1,39 @@
-"""Train from a composed config, and leave a run folder that says what happened."""
+"""Train from a composed config: a VAE here, a prior and a predictor by way of `run_training`."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig
 
 from crystalvae.build import build
 from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints import format as checkpoints
-from crystalvae.commands import arguments
+from crystalvae.commands.checked_config import with_values
 from crystalvae.commands.cli import is_main_process
 from crystalvae.commands.precision import choose_precision
-from crystalvae.errors import CheckpointError, ConfigError, OutputError
-from crystalvae.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK
+from crystalvae.commands.run_folder import RunFolder, check_same_model
+from crystalvae.errors import ConfigError
 from crystalvae.vae_module.conditions.injection import matching_names
 from crystalvae.vae_module.layers.transformer import TransformerLayer
-from crystalvae.vae_module.lightning import OverFrozenVAE
 from crystalvae.vae_module.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
-"""Folder of a run folder."""
-BEST_AND_LAST = ("best.ckpt", "last.ckpt")
-"""Checkpoints in it."""
+STOPPED = 130
+"""Exit status after Ctrl-C: 128 and the signal's number."""
+TERMINATED = 143
+"""Exit status after SIGTERM, likewise."""
 _MODEL_KEYS = ("encoder", "decoder", "bottleneck", "latent_dim", "atom_type_predict", "condition", "optimizer")
 
 
@@ -50,9 +46,14 @@ def train(config: DictConfig) -> str:
             _start_from(module, Path(config.ckpt_path))
         return module
 
+    check_exclusive(config)
+    return run_training(config, start, kind="vae", model_keys=_MODEL_KEYS)
+
+
+def check_exclusive(config: DictConfig) -> None:
+    """Raise `ConfigError` where a run shall go on from one checkpoint and start from another."""
     if config.resume_from is not None and config.ckpt_path is not None:
         raise ConfigError("resume_from and ckpt_path exclude each other: the one continues a run, the other starts one")
-    return run_training(config, start, kind="vae", model_keys=_MODEL_KEYS)
 
 
 def run_training(
@@ -61,44 +62,46 @@ def run_training(
     """Train what `start` builds, with the data, trainer, callbacks and loggers of `config`.
 
     `kind` is the checkpoints' kind of model; a run is only resumed where `model_keys` of its config are the same.
+    Ctrl-C and SIGTERM end the process with `STOPPED` and `TERMINATED`, the run folder being in order.
     """
-    resume = _resume_checkpoint(config)
-    if resume is not None and resume.parent.name == CHECKPOINTS and not _output_dir_given():
-        config.output_dir = str(resume.parent.parent)
-    OmegaConf.resolve(config)
-    output_dir = Path(config.output_dir).absolute()
+    folder = RunFolder.from_config(config)
+    moved = Path(config.output_dir).absolute() != folder.path
+    config = with_values(config, {"output_dir": str(folder.path)} if moved else {})
     if is_main_process():
-        _check_run_folder(output_dir, resume, overwrite=arguments.switch("overwrite", config.overwrite))
+        folder.check(overwrite=config.overwrite)
     L.seed_everything(config.seed, workers=True, verbose=False)
     datamodule = build("data", config.data)
     module = start()
-    config.trainer.precision = choose_precision(config.trainer.precision, module, config.trainer.accelerator)
-    if config.trainer.precision == "32-true" and torch.cuda.is_available():
+    precision = choose_precision(config.trainer.precision, module, config.trainer.accelerator)
+    config = with_values(config, {"trainer.precision": precision})
+    if precision == "32-true" and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
     if config.get("compile"):
         compile_layers(module)
-    if resume is not None:
-        _check_same_model(module, resume, kind, model_keys)
+    if folder.resumed_from is not None:
+        check_same_model(module, folder.resumed_from, kind, model_keys)
     datamodule.prepare_data()  # a data set that is not there is said before a run folder exists
     started = time.time()
     if is_main_process():  # elsewhere the run folder's name may hold another second
-        _start_run(config, output_dir, resumed_from=resume)
+        folder.start(config)
     callbacks = _build_all("callbacks", config.callbacks)
     loggers = _build_all("logger", config.logger)
     trainer: L.Trainer = build(
-        "trainer", config.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(output_dir)
+        "trainer", config.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(folder.path)
     )
     try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+        trainer.fit(module, datamodule=datamodule, ckpt_path=folder.resumed_from, weights_only=True)
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    except SystemExit as error:  # Lightning's answer to SIGTERM and Ctrl-C, with statuses 0 and 1
+        raise SystemExit(TERMINATED if isinstance(error, SIGTERMException) else STOPPED) from error
     finally:
         status = _status(sys.exc_info()[1])
         if trainer.is_global_zero:
-            _end_run(output_dir, trainer, status=status, seconds=time.time() - started)
-            if status == "interrupted":  # Lightning ends the process here
-                log.warning("%s", _farewell(output_dir, trainer, status, kind))
-    return _farewell(output_dir, trainer, status, kind)
+            folder.end(trainer, status=status, seconds=time.time() - started)
+            if status == "interrupted":
+                log.warning("%s", _farewell(folder, trainer, status, kind))
+    return _farewell(folder, trainer, status, kind)
 
 
 def compile_layers(module: L.LightningModule, *, backend: str = "inductor") -> None:
@@ -115,23 +118,6 @@ def _status(error: BaseException | None) -> str:
     return "finished" if error is None else "interrupted" if isinstance(error, SystemExit) else "failed"
 
 
-def _resume_checkpoint(config: DictConfig) -> Path | None:
-    if config.resume_from is None:
-        return None
-    given = Path(config.resume_from).expanduser().absolute()
-    path = given / CHECKPOINTS / "last.ckpt" if given.is_dir() else given
-    if not path.is_file():
-        raise CheckpointError(f"resume_from={config.resume_from}: no checkpoint {path}")
-    return path
-
-
-def _output_dir_given() -> bool:
-    from hydra.core.hydra_config import HydraConfig
-
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return any(entry.startswith("output_dir=") for entry in overrides)
-
-
 def _start_from(module: VAEModule, path: Path) -> None:
     content = checkpoints.read(bundled.find(path), plain_data_only=False)
     checkpoints.check_metadata(content, "vae")
@@ -142,105 +128,16 @@ def _start_from(module: VAEModule, path: Path) -> None:
         log.warning("new here, from scratch: %s; not used: %s", ", ".join(new) or "none", ", ".join(unused) or "none")
 
 
-def _check_same_model(module: L.LightningModule, path: Path, kind: str, model_keys: tuple[str, ...]) -> None:
-    content = checkpoints.read(path, plain_data_only=True)
-    if "optimizer_states" not in content:
-        raise CheckpointError(f"{path}: holds a model without its optimiser; fine-tune from it with ckpt_path=")
-    saved = checkpoints.check_metadata(content, kind)["config"]
-    current: dict[str, Any] = getattr(module, "config", {})
-    for key in model_keys:
-        if _described(saved.get(key)) != _described(current[key]):
-            raise ConfigError(
-                f"resume_from={path}: its {kind}_module.{key} is {saved.get(key)}, this run's is {current[key]}; "
-                f"repeat the options of the run (in {path.parent.parent / 'run.json'})"
-            )
-    if isinstance(module, OverFrozenVAE) and not _same_vae(module, content["state_dict"]):
-        raise ConfigError(
-            f"resume_from={path}: was trained over another VAE than {kind} training is given now; "
-            f"repeat vae_ckpt_path of the run (in {path.parent.parent / 'run.json'})"
-        )
-
-
-def _same_vae(module: OverFrozenVAE, saved: Mapping[str, Tensor]) -> bool:
-    prefix = "vae_module.vae."
-    own = {prefix + name: value for name, value in module.vae_module.vae.state_dict().items()}
-    return all(name in saved and torch.equal(saved[name], value) for name, value in own.items())
-
-
-def _described(config: Any) -> Any:
-    """Return a part's config without what stands for a default, which checkpoints of earlier versions do not name."""
-    if not isinstance(config, dict) or config == DEFAULT_BOTTLENECK:
-        return None if config == DEFAULT_BOTTLENECK else config
-    entries = {key: _described(value) for key, value in config.items()}
-    return {key: value for key, value in entries.items() if value is not None}
-
-
 def _build_all(name: str, group: DictConfig | None) -> list[Any]:
     entries = {} if group is None else group
     return [build(f"{name}.{key}", value) for key, value in entries.items() if value is not None]
 
 
-def _check_run_folder(output_dir: Path, resume: Path | None, *, overwrite: bool) -> None:
-    held = ("run.json", *(f"{CHECKPOINTS}/{name}" for name in BEST_AND_LAST))
-    if not _continues(output_dir, resume) and not overwrite and any((output_dir / name).exists() for name in held):
-        raise OutputError(
-            f"output_dir={output_dir}: holds another run; continue it with resume_from=, give another folder, or "
-            "replace it with overwrite=true"
-        )
-
-
-def _continues(output_dir: Path, resume: Path | None) -> bool:
-    return resume is not None and resume.is_relative_to(output_dir)
-
-
-def _start_run(config: DictConfig, output_dir: Path, *, resumed_from: Path | None) -> None:
-    try:
-        if not _continues(output_dir, resumed_from):  # `_check_run_folder` let what an earlier run left be replaced
-            for name in BEST_AND_LAST:
-                (output_dir / CHECKPOINTS / name).unlink(missing_ok=True)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        if not os.access(output_dir, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        raise OutputError(f"output_dir={output_dir}: cannot be written to ({error.strerror})") from error
-    description = {
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "resumed_from": None if resumed_from is None else str(resumed_from),
-        "seed": config.seed,
-        "versions": checkpoints.package_versions(),
-        "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
-        "status": "running",
-    }
-    write_text(output_dir / "config.yaml", OmegaConf.to_yaml(config))
-    write_text(output_dir / "run.json", json.dumps(description, indent=2))
-
-
-def _end_run(output_dir: Path, trainer: L.Trainer, *, status: str, seconds: float) -> None:
-    path = output_dir / "run.json"
-    description = json.loads(path.read_text(encoding="utf-8"))
-    description |= {
-        "status": status,
-        "seconds": round(seconds, 1),
-        "epochs": trainer.current_epoch,
-        "steps": trainer.global_step,
-        "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
-    }
-    write_text(path, json.dumps(description, indent=2))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def _farewell(output_dir: Path, trainer: L.Trainer, status: str, kind: str) -> str:
-    best = output_dir / CHECKPOINTS / "best.ckpt"
-    lines = [f"training {status} after {trainer.current_epoch} epochs; everything is in {output_dir}"]
+def _farewell(folder: RunFolder, trainer: L.Trainer, status: str, kind: str) -> str:
+    best = folder.best
+    lines = [f"training {status} after {trainer.current_epoch} epochs; everything is in {folder.path}"]
     if status == "interrupted":
-        lines.append(f"continue:    add resume_from={output_dir} to the same command")
+        lines.append(f"continue:    add resume_from={folder.path} to the same command")
     if best.is_file():
         lines.append(f"checkpoint:  {best}")
         if kind == "vae":

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from crystalvae.build import build
 from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints import format as checkpoints
-from crystalvae.commands.train import run_training
+from crystalvae.commands.train import check_exclusive, run_training
 from crystalvae.errors import ConfigError
 from crystalvae.prior_module.latent_prior import LatentPrior
 from crystalvae.vae_module.vae_module import VAEModule
@@ -38,8 +38,7 @@ def train_prior(config: DictConfig) -> str:
             checkpoints.load_weights(module.prior, own)
         return module
 
-    if config.resume_from is not None and config.ckpt_path is not None:
-        raise ConfigError("resume_from and ckpt_path exclude each other: the one continues a run, the other starts one")
+    check_exclusive(config)
     return run_training(config, start, kind="prior", model_keys=("vae", "prior", "trained", "optimizer"))
 
 
