@@ -19,18 +19,20 @@ from crystalvae.data.writers import SAFE_ID
 from crystalvae.errors import ConfigError, OutputError
 from crystalvae.evaluation.distributions.coverage import CUTOFFS, Cutoffs
 from crystalvae.evaluation.evaluate import (
+    EvaluationSettings,
     Known,
-    SuiteSettings,
     evaluate_csp,
     evaluate_generation,
     evaluate_reconstruction,
 )
-from crystalvae.evaluation.evaluation_report import JSON_NAME, EvaluationReport, Kind, format_tables
+from crystalvae.evaluation.evaluation_report import EvaluationReport, Kind
 from crystalvae.evaluation.inputs import CrystalSet
 from crystalvae.evaluation.matching.csp import assign
 from crystalvae.evaluation.parallel.cache import ResultCache
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.parallel.time_limit import check_time_limit
+from crystalvae.evaluation.report import JSON_NAME, format_tables, write_report
+from crystalvae.evaluation.speed import describe_machine
 from crystalvae.evaluation.stability.potentials import Potential
 from crystalvae.evaluation.stability.relaxation import Relaxation
 from crystalvae.evaluation.stability.section import StabilitySettings
@@ -52,11 +54,11 @@ def evaluate(config: DictConfig) -> str:
     report = {"reconstruction": _reconstruction, "csp": _csp, "generation": _generation}[kind](
         config, inputs, targets, _known(config, inputs, chosen), runner, settings
     )
-    report = replace(report, extra=_extra(config, inputs), device=str(inputs.device or "cpu"))
+    report = replace(report, extra=_extra(config, inputs), machine=describe_machine(inputs.device or "cpu"))
     console = Console(soft_wrap=False)
     for table in format_tables(report):
         console.print(table)
-    paths = report.write(output_dir, html=config.report)
+    paths = write_report(report, output_dir, html=config.report)
     if config.symmetry.write_cifs:
         paths.append(_write_symmetrized(report, output_dir / "symmetrized", runner, settings))
     return "\n".join(
@@ -65,7 +67,7 @@ def evaluate(config: DictConfig) -> str:
 
 
 def _reconstruction(
-    config: DictConfig, inputs: Inputs, targets: CrystalSet, known: Known, runner: Runner, settings: SuiteSettings
+    config: DictConfig, inputs: Inputs, targets: CrystalSet, known: Known, runner: Runner, settings: EvaluationSettings
 ) -> EvaluationReport:
     batch_size = arguments.positive("batch_size", config.batch_size)
     predictions = reconstruct_all(inputs.module(), targets.crystals, batch_size)
@@ -75,7 +77,7 @@ def _reconstruction(
 
 
 def _csp(
-    config: DictConfig, inputs: Inputs, targets: CrystalSet, known: Known, runner: Runner, settings: SuiteSettings
+    config: DictConfig, inputs: Inputs, targets: CrystalSet, known: Known, runner: Runner, settings: EvaluationSettings
 ) -> EvaluationReport:
     count = None if config.num_candidates is None else arguments.positive("num_candidates", config.num_candidates)
     if config.ckpt_path is not None:
@@ -94,7 +96,7 @@ def _csp(
 
 
 def _generation(
-    config: DictConfig, inputs: Inputs, targets: CrystalSet, known: Known, runner: Runner, settings: SuiteSettings
+    config: DictConfig, inputs: Inputs, targets: CrystalSet, known: Known, runner: Runner, settings: EvaluationSettings
 ) -> EvaluationReport:
     times = None
     if config.ckpt_path is None:
@@ -130,7 +132,7 @@ def _runner(config: DictConfig) -> Runner:
     return Runner(n_jobs=arguments.n_jobs(config.n_jobs), backend=config.backend, address=config.address, cache=cache)
 
 
-def _settings(config: DictConfig) -> SuiteSettings:
+def _settings(config: DictConfig) -> EvaluationSettings:
     stability: dict[str, Any] = to_plain(config.stability)
     stability.pop("hull_splits")
     relaxation = Relaxation(**stability.pop("relaxation"))
@@ -138,7 +140,7 @@ def _settings(config: DictConfig) -> SuiteSettings:
     if sections is not None and not isinstance(sections, list):
         raise ConfigError(f"sections: got {sections!r}; expected a list, such as [validity,uniqueness]")
     seed = arguments.whole("seed", config.seed)
-    return SuiteSettings(
+    return EvaluationSettings(
         sections=sections,
         seed=seed,
         timeout_s=config.timeout_s,
@@ -191,7 +193,7 @@ def _output_dir(config: DictConfig, kind: Kind) -> Path:
     return folder
 
 
-def _write_symmetrized(report: EvaluationReport, folder: Path, runner: Runner, settings: SuiteSettings) -> Path:
+def _write_symmetrized(report: EvaluationReport, folder: Path, runner: Runner, settings: EvaluationSettings) -> Path:
     """Write symmetrised CIFs under the crystals' own ids, or under numbers where these are no names for files."""
     ids = list(report.generated.ids)
     usable = all(SAFE_ID.fullmatch(name) for name in ids) and len({name.lower() for name in ids}) == len(ids)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -47,7 +48,7 @@ DEFAULT_SECTIONS: Mapping[Kind, Sequence[str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuiteSettings:
+class EvaluationSettings:
     """What decides about the numbers, part by part; each field is explained at the part's own function.
 
     `sections` None means the default of the kind. `cutoffs` None means that no coverage is published for the data set.
@@ -90,35 +91,28 @@ def evaluate_reconstruction(
     targets: CrystalSet,
     predictions: CrystalBatch,
     runner: Runner,
-    settings: SuiteSettings,
+    settings: EvaluationSettings,
     known: Known | None = None,
 ) -> EvaluationReport:
     """Compare a reconstruction with its targets, crystal i with crystal i, and judge the reconstructed crystals.
 
     These are compared with `known`, by default with the targets themselves.
     """
-    clock = _Clock()
-    generated = CrystalSet.of(f"reconstruction of {targets.name}", predictions, targets.ids)
-    settings.chosen("reconstruction")  # what is wrong with it is said before the long work
-    matched = clock.time(
+    evaluation = _Evaluation(
+        kind="reconstruction",
+        generated=CrystalSet.of(f"reconstruction of {targets.name}", predictions, targets.ids),
+        known=known or Known(reference=targets),
+        runner=runner,
+        settings=settings,
+    )
+    evaluation.time(
         "reconstruction",
         lambda: reconstruction_metrics(
             targets.crystals, predictions, runner=runner, timeout_s=settings.timeout_s
         ).section(),
     )
-    known = known or Known(reference=targets)
-    others = _sections("reconstruction", generated, known, runner, settings, None, clock)
-    return EvaluationReport(
-        kind="reconstruction",
-        generated=generated,
-        reference=known.reference,
-        train=known.train,
-        sections=[matched, *others],
-        seconds=clock.seconds,
-        seed=settings.seed,
-        targets=targets.crystals,
-        predictions=predictions,
-    )
+    evaluation.judge()
+    return replace(evaluation.report(), targets=targets.crystals, predictions=predictions)
 
 
 def evaluate_csp(
@@ -127,33 +121,24 @@ def evaluate_csp(
     generated: CrystalSet,
     candidates: Candidates,
     runner: Runner,
-    settings: SuiteSettings,
+    settings: EvaluationSettings,
     ks: Sequence[int] | None = None,
     known: Known | None = None,
 ) -> EvaluationReport:
     """Match candidates for given targets, @1 and @k, and judge the candidates; see `csp_section`."""
-    clock = _Clock()
-    settings.chosen("csp")
-    matched = clock.time(
+    evaluation = _Evaluation(
+        kind="csp", generated=generated, known=known or Known(reference=targets), runner=runner, settings=settings
+    )
+    evaluation.time(
         "csp",
         lambda: csp_section(
             targets=targets.crystals, generated=generated.crystals, candidates=candidates, runner=runner, ks=ks,
             unreadable=len(generated.unreadable), target_ids=targets.ids, timeout_s=settings.timeout_s,
         ),
     )  # fmt: skip
-    known = known or Known(reference=targets)
-    others = _sections("csp", generated, known, runner, settings, None, clock)
-    return EvaluationReport(
-        kind="csp",
-        generated=generated,
-        reference=known.reference,
-        train=known.train,
-        sections=[matched, *others],
-        seconds=clock.seconds,
-        seed=settings.seed,
-        targets=targets.crystals[candidates.owner],
-        predictions=generated.crystals,
-    )
+    evaluation.judge()
+    wanted = targets.crystals[candidates.owner]
+    return replace(evaluation.report(), targets=wanted, predictions=generated.crystals)
 
 
 def evaluate_generation(
@@ -161,7 +146,7 @@ def evaluate_generation(
     generated: CrystalSet,
     known: Known,
     runner: Runner,
-    settings: SuiteSettings,
+    settings: EvaluationSettings,
     times: SamplingTimes | None = None,
 ) -> EvaluationReport:
     """Judge crystals that were generated for no target: validity, coverage, uniqueness, novelty, symmetry, stability.
@@ -170,93 +155,153 @@ def evaluate_generation(
     """
     if generated.total == 0:
         raise DataError(f"{generated.name}: expected at least one generated crystal, got none")
-    clock = _Clock()
-    return EvaluationReport(
-        kind="generation",
-        generated=generated,
-        reference=known.reference,
-        train=known.train,
-        sections=_sections("generation", generated, known, runner, settings, times, clock),
-        seconds=clock.seconds,
-        seed=settings.seed,
+    evaluation = _Evaluation(
+        kind="generation", generated=generated, known=known, runner=runner, settings=settings, times=times
     )
+    evaluation.judge()
+    return evaluation.report()
 
 
-def _sections(
-    kind: Kind,
-    generated: CrystalSet,
-    known: Known,
-    runner: Runner,
-    settings: SuiteSettings,
-    times: SamplingTimes | None,
-    clock: _Clock,
-) -> list[Section]:
-    crystals, reference = generated.crystals, known.reference.crystals
-    unreadable = len(generated.unreadable)
-    index = TrainIndex(known.train.crystals, timeout_s=settings.timeout_s) if known.train is not None else None
-    done: dict[str, Section] = {}
+class _Evaluation:
+    """One evaluation under way: its parts as they are finished, and how many seconds each took."""
 
-    def coverage() -> Section:
-        if settings.cutoffs is None:
+    def __init__(
+        self,
+        *,
+        kind: Kind,
+        generated: CrystalSet,
+        known: Known,
+        runner: Runner,
+        settings: EvaluationSettings,
+        times: SamplingTimes | None = None,
+    ) -> None:
+        self.kind, self.generated, self.known = kind, generated, known
+        self.runner, self.settings, self.times = runner, settings, times
+        self.chosen = settings.chosen(kind)  # what is wrong with it is said before the long work
+        self.sections: dict[str, Section] = {}
+        self.seconds: dict[str, float] = {}
+
+    def judge(self) -> None:
+        """Work out the parts that judge generated crystals, those that were chosen."""
+        parts: Mapping[str, Callable[[], Section]] = {
+            "validity": self._validity,
+            "coverage": self._coverage,
+            "wasserstein": self._wasserstein,
+            "uniqueness": self._uniqueness,
+            "symmetry": self._symmetry,
+            "stability": self._stability,
+            "speed": lambda: speed_section(self.times),
+        }
+        for name in self.chosen:
+            self.time(name, parts[name])
+
+    def time(self, name: str, work: Callable[[], Section]) -> None:
+        """Work out one part and keep it."""
+        log.info("evaluating: %s", name)
+        started = time.perf_counter()
+        self.sections[name] = work()
+        self.seconds[name] = float(np.round(time.perf_counter() - started, 3))
+
+    def report(self) -> EvaluationReport:
+        """Return what was found."""
+        return EvaluationReport(
+            kind=self.kind,
+            generated=self.generated,
+            reference=self.known.reference,
+            train=self.known.train,
+            sections=list(self.sections.values()),
+            seconds=self.seconds,
+            seed=self.settings.seed,
+        )
+
+    @property
+    def _crystals(self) -> CrystalBatch:
+        return self.generated.crystals
+
+    @property
+    def _reference(self) -> CrystalBatch:
+        return self.known.reference.crystals
+
+    @property
+    def _unreadable(self) -> int:
+        return len(self.generated.unreadable)
+
+    @cached_property
+    def _train_index(self) -> TrainIndex | None:
+        train = self.known.train
+        return None if train is None else TrainIndex(train.crystals, timeout_s=self.settings.timeout_s)
+
+    def _validity(self) -> Section:
+        return validity_section(
+            generated=self._crystals,
+            reference=self._reference,
+            unreadable=self._unreadable,
+            tails=self.settings.range_tails,
+            oxidation_states=self.settings.oxidation_states,
+            min_contact=self.settings.min_contact,
+        )
+
+    def _coverage(self) -> Section:
+        if self.settings.cutoffs is None:
             reason = "no cut-offs are published for this data set: give coverage.structure and coverage.composition"
             return Section(name="coverage", title="Coverage", skipped=reason)
         return coverage_section(
-            generated=crystals, reference=reference, runner=runner, cutoffs=settings.cutoffs, unreadable=unreadable
+            generated=self._crystals,
+            reference=self._reference,
+            runner=self.runner,
+            cutoffs=self.settings.cutoffs,
+            unreadable=self._unreadable,
         )
 
-    def stability() -> Section:
-        if known.hull is None:
+    def _wasserstein(self) -> Section:
+        return wasserstein_section(
+            generated=self._crystals,
+            reference=self._reference,
+            num_samples=self.settings.wasserstein_samples,
+            seed=self.settings.seed,
+        )
+
+    def _uniqueness(self) -> Section:
+        return uniqueness_section(
+            generated=self._crystals,
+            runner=self.runner,
+            train=self._train_index,
+            unreadable=self._unreadable,
+            timeout_s=self.settings.timeout_s,
+            train_ids=None if self.known.train is None else self.known.train.ids,
+        )
+
+    def _symmetry(self) -> Section:
+        return symmetry_section(
+            generated=self._crystals,
+            reference=self._reference,
+            runner=self.runner,
+            tolerances=self.settings.symmetry_tolerances,
+            library=self.settings.symmetry_library,
+            unreadable=self._unreadable,
+        )
+
+    def _stability(self) -> Section:
+        hull = self.known.hull
+        if hull is None:
             return Section(name="stability", title="Stability", skipped="no crystals to build a convex hull from")
-        columns = done["uniqueness"].per_crystal if "uniqueness" in done else {}
-        unique, novel = columns.get("unique"), columns.get("novel")
-
-        def classify(relaxed: CrystalBatch) -> tuple[Sequence[bool], Sequence[bool]]:
-            cells = ReducedCells(relaxed, timeout_s=settings.timeout_s)
-            found = valid_unique_novel(cells, index, runner=runner, only_valid=False)
-            return found.unique.tolist(), found.novel.tolist()
-
+        columns = self.sections["uniqueness"].per_crystal if "uniqueness" in self.sections else {}
         return stability_section(
-            generated=crystals, reference=reference, hull=known.hull.crystals, hull_name=known.hull.name, runner=runner,
-            potential=settings.potential, settings=settings.stability,
-            unique=None if unique is None else [bool(value) for value in unique],
-            novel=None if novel is None else [bool(value) for value in novel],
-            classify=None if index is None else classify, unreadable=unreadable,
-        )  # fmt: skip
+            generated=self._crystals,
+            reference=self._reference,
+            hull=hull.crystals,
+            hull_name=hull.name,
+            runner=self.runner,
+            potential=self.settings.potential,
+            settings=self.settings.stability,
+            unique=columns.get("unique"),
+            novel=columns.get("novel"),
+            classify=None if self._train_index is None else self._classify,
+            unreadable=self._unreadable,
+        )
 
-    parts: dict[str, Callable[[], Section]] = {
-        "validity": lambda: validity_section(
-            generated=crystals, reference=reference, unreadable=unreadable, tails=settings.range_tails,
-            oxidation_states=settings.oxidation_states, min_contact=settings.min_contact,
-        ),
-        "coverage": coverage,
-        "wasserstein": lambda: wasserstein_section(
-            generated=crystals, reference=reference, num_samples=settings.wasserstein_samples, seed=settings.seed
-        ),
-        "uniqueness": lambda: uniqueness_section(
-            generated=crystals, runner=runner, train=index, unreadable=unreadable, timeout_s=settings.timeout_s,
-            train_ids=None if known.train is None else known.train.ids,
-        ),
-        "symmetry": lambda: symmetry_section(
-            generated=crystals, reference=reference, runner=runner, tolerances=settings.symmetry_tolerances,
-            library=settings.symmetry_library, unreadable=unreadable,
-        ),
-        "stability": stability,
-        "speed": lambda: speed_section(times),
-    }  # fmt: skip
-    for name in settings.chosen(kind):
-        done[name] = clock.time(name, parts[name])
-    return list(done.values())
-
-
-class _Clock:
-    """Keeps how many seconds each part took."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def time(self, name: str, work: Callable[[], Section]) -> Section:
-        log.info("evaluating: %s", name)
-        started = time.perf_counter()
-        section = work()
-        self.seconds[name] = float(np.round(time.perf_counter() - started, 3))
-        return section
+    def _classify(self, relaxed: CrystalBatch) -> tuple[Sequence[bool], Sequence[bool]]:
+        """Say of relaxed crystals which are unique among themselves, and which are not in the training set."""
+        cells = ReducedCells(relaxed, timeout_s=self.settings.timeout_s)
+        found = valid_unique_novel(cells, self._train_index, runner=self.runner, only_valid=False)
+        return found.unique.tolist(), found.novel.tolist()

@@ -24,7 +24,6 @@ from crystalvae.evaluation.distributions.fingerprints import (
     structure_fingerprint,
 )
 from crystalvae.evaluation.metric import Metric, Section
-from crystalvae.evaluation.novelty.train_index import is_repeatable
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.parallel.time_limit import check_time_limit
 from crystalvae.evaluation.validity.composition import reduced_compositions
@@ -137,7 +136,6 @@ def fingerprints(
         description=description,
         namespace=f"CrystalNN ops fingerprint, an atom of each orbit at {ORBIT_SYMPREC:g} Å, {versions}",
         chunk=4,
-        keep=is_repeatable,
     )
     compositions = runner.map(
         composition_fingerprint,

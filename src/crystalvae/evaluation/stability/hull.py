@@ -11,6 +11,7 @@ from typing import TypedDict
 
 import numpy as np
 
+from crystalvae.evaluation.parallel.attempt import Failure, attempt
 from crystalvae.evaluation.parallel.runner import Runner
 
 System = frozenset[int]
@@ -117,17 +118,18 @@ def hull_energies(item: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]) -
     nothing = [math.nan] * len(targets)
     if lacking:
         return HullResult(energies=nothing, failure=f"no reference crystal of pure {', '.join(lacking)}")
-    try:
-        diagram = PhaseDiagram([
-            PDEntry(Composition(dict(zip(elements, row.tolist(), strict=True))), float(energy))
-            for row, energy in zip(amounts, energies, strict=True)
-        ])  # fmt: skip
-        found = [
-            float(diagram.get_hull_energy_per_atom(Composition(dict(zip(elements, row.tolist(), strict=True)))))
-            for row in targets
-        ]
-    except Exception as error:  # noqa: BLE001 - one chemical system must not take down the others
-        return HullResult(energies=nothing, failure=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+    def amounts_of(row: np.ndarray) -> Composition:
+        return Composition(dict(zip(elements, row.tolist(), strict=True)))
+
+    def on_hull() -> list[float]:
+        known = zip(amounts, energies, strict=True)
+        diagram = PhaseDiagram([PDEntry(amounts_of(row), float(energy)) for row, energy in known])
+        return [float(diagram.get_hull_energy_per_atom(amounts_of(row))) for row in targets]
+
+    found = attempt(on_hull)
+    if isinstance(found, Failure):
+        return HullResult(energies=nothing, failure=found.reason)
     return HullResult(energies=found, failure="")
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.evaluation.crystal_arrays import Arrays
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.stability.potentials import Potential
-from crystalvae.evaluation.stability.relaxation import Arrays, Relaxation, Relaxed, failed, relax
+from crystalvae.evaluation.stability.relaxation import Relaxation, Relaxed, failed, relax
 from crystalvae.evaluation.validity.structure import describe
 
 RELAX_VERSION = 2
@@ -39,7 +39,6 @@ def relax_crystals(
         description=description,
         namespace=f"relax/{RELAX_VERSION}/{potential.identity()}/{relaxation.identity()}",
         chunk=2,
-        keep=keeps,
     )
     ended = [i for i, result in zip(valid, found, strict=True) if not result["failure"]]
     for i, result in zip(valid, found, strict=True):
@@ -61,8 +60,3 @@ def only_energy(relaxation: Relaxation) -> Relaxation:
 def after_relaxation(before: Arrays, result: Relaxed) -> Arrays:
     """Return a crystal as it was after relaxation, coordinates not wrapped."""
     return before[0], np.array(result["frac_coords"]).reshape(-1, 3), np.array(result["lattice"]).reshape(3, 3)
-
-
-def keeps(result: Mapping[str, object]) -> bool:
-    """Say whether a result may be kept: running out of time or memory depends on the machine."""
-    return not result["passing"]

@@ -13,6 +13,7 @@ from ase.data import chemical_symbols
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import DataError
+from crystalvae.evaluation.crystal_arrays import Arrays
 from crystalvae.evaluation.metric import Section
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.stability.elemental_crystals import elemental_crystals
@@ -26,8 +27,8 @@ from crystalvae.evaluation.stability.hull import (
 )
 from crystalvae.evaluation.stability.metrics import Outcome, stability_metrics
 from crystalvae.evaluation.stability.potentials import CHGNET, Potential
-from crystalvae.evaluation.stability.relax_crystals import after_relaxation, keeps, only_energy, relax_crystals
-from crystalvae.evaluation.stability.relaxation import Arrays, Relaxation, Relaxed, displacement, matched_rmsd
+from crystalvae.evaluation.stability.relax_crystals import after_relaxation, only_energy, relax_crystals
+from crystalvae.evaluation.stability.relaxation import Relaxation, Relaxed, displacement, matched_rmsd
 
 Classify = Callable[[CrystalBatch], tuple[Sequence[bool], Sequence[bool]]]
 """Says of crystals which are unique among themselves, and which are novel."""
@@ -67,8 +68,8 @@ def stability_section(
     runner: Runner,
     potential: Potential = CHGNET,
     settings: StabilitySettings | None = None,
-    unique: Sequence[bool] | None = None,
-    novel: Sequence[bool] | None = None,
+    unique: Sequence[object] | None = None,
+    novel: Sequence[object] | None = None,
     classify: Classify | None = None,
     unreadable: int = 0,
 ) -> Section:
@@ -219,7 +220,6 @@ def _outcomes(
         pairs,
         description="RMSD of relaxation",
         namespace=f"matched_rmsd/1/{version('pymatgen-core')}",
-        keep=keeps,
     )
     outcomes = [Outcome(failure=result["failure"]) for result in results]
     for i, entry, (energy, no_hull), at_start, pair, rmsd in zip(
@@ -295,7 +295,7 @@ def _columns(outcomes: Sequence[Outcome], chosen: np.ndarray, total: int) -> dic
     }
 
 
-def _both(unique: Sequence[bool], novel: Sequence[bool], chosen: np.ndarray) -> np.ndarray:
+def _both(unique: Sequence[object], novel: Sequence[object], chosen: np.ndarray) -> np.ndarray:
     return (np.asarray(unique, dtype=bool) & np.asarray(novel, dtype=bool))[chosen]
 
 
