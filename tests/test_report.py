@@ -151,7 +151,7 @@ def test_the_json_file_holds_what_the_page_shows(tmp_path):
     assert content["latent"] == "posterior mean"
     assert content["metrics"]["wasserstein_energy"] is None
     assert content["sections"][0]["settings"]["range"] == [1.0, None]
-    assert content["per_crystal"]["novel"] == report.columns()["novel"]
+    assert content["per_crystal"]["uniqueness.novel"] == report.columns()["novel"]
     assert content["inputs"]["train"] is None
 
 

@@ -27,7 +27,7 @@ from crystalvae.evaluation.evaluate import (
 )
 from crystalvae.evaluation.evaluation_report import EvaluationReport, Kind
 from crystalvae.evaluation.inputs import CrystalSet
-from crystalvae.evaluation.matching.csp import assign
+from crystalvae.evaluation.matching.candidates import assign
 from crystalvae.evaluation.parallel.cache import ResultCache
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.parallel.time_limit import check_time_limit

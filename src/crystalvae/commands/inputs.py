@@ -24,7 +24,7 @@ from crystalvae.data.sources import SPLITS, Split
 from crystalvae.errors import ConfigError
 from crystalvae.evaluation.evaluation_report import Kind
 from crystalvae.evaluation.inputs import CrystalSet, read_crystals
-from crystalvae.evaluation.matching.match_rate import Candidates
+from crystalvae.evaluation.matching.candidates import Candidates
 from crystalvae.evaluation.speed import SamplingTimes, time_sampling
 from crystalvae.vae_module.vae_module import VAEModule
 

@@ -12,14 +12,13 @@ import numpy as np
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError, DataError
-from crystalvae.evaluation.distributions.coverage import CUTOFFS, Cutoffs, coverage_section
-from crystalvae.evaluation.distributions.wasserstein import NUM_SAMPLES, wasserstein_section
+from crystalvae.evaluation.distributions.coverage import CUTOFFS, Cutoffs
+from crystalvae.evaluation.distributions.section import NUM_SAMPLES, coverage_section, wasserstein_section
 from crystalvae.evaluation.evaluation_report import EvaluationReport, Kind
 from crystalvae.evaluation.inputs import CrystalSet
-from crystalvae.evaluation.matching.csp import csp_section
-from crystalvae.evaluation.matching.match_rate import Candidates
+from crystalvae.evaluation.matching.candidates import Candidates
 from crystalvae.evaluation.matching.pairs import TIME_LIMIT_S
-from crystalvae.evaluation.matching.reconstruction import reconstruction_metrics
+from crystalvae.evaluation.matching.section import csp_section, reconstruction_metrics
 from crystalvae.evaluation.metric import Section
 from crystalvae.evaluation.novelty.section import uniqueness_section
 from crystalvae.evaluation.novelty.train_index import ReducedCells, TrainIndex
@@ -175,7 +174,8 @@ class _Evaluation:
         settings: EvaluationSettings,
         times: SamplingTimes | None = None,
     ) -> None:
-        self.kind, self.generated, self.known = kind, generated, known
+        self.kind: Kind = kind
+        self.generated, self.known = generated, known
         self.runner, self.settings, self.times = runner, settings, times
         self.chosen = settings.chosen(kind)  # what is wrong with it is said before the long work
         self.sections: dict[str, Section] = {}

@@ -35,7 +35,13 @@ class Metric:
 
     @classmethod
     def share(
-        cls, part: int | np.ndarray, total: int, definition: str, source: str = HERE, *, better: Better = "higher"
+        cls,
+        part: int | Sequence[bool] | np.ndarray,
+        total: int,
+        definition: str,
+        source: str = HERE,
+        *,
+        better: Better = "higher",
     ) -> Metric:
         """Return how much `part`, a number of crystals or a mask of them, is of `total`; None of nothing."""
         value = int(np.sum(part)) / total if total else None

@@ -155,6 +155,7 @@ def matched_rmsd(pair: tuple[Arrays, Arrays], *, time_limit_s: float | None) -> 
     matcher = StructureMatcher(**RMSD_TOLERANCES, primitive_cell=True, scale=False, attempt_supercell=True)
     forget_reduced_cells()
     found = attempt(lambda: matcher.get_rms_dist(first, second), timeout_s=time_limit_s)
-    matched = found is not None and not isinstance(found, Failure)  # what cannot be compared is not matched
-    value = float(found[0]) if matched else RMSD_TOLERANCES["stol"]
-    return {"rmsd": value * length, "matched": matched, "passing": isinstance(found, Failure) and found.passing}
+    if found is None or isinstance(found, Failure):  # what cannot be compared is not matched
+        passing = found is not None and found.passing
+        return {"rmsd": RMSD_TOLERANCES["stol"] * length, "matched": False, "passing": passing}
+    return {"rmsd": float(found[0]) * length, "matched": True, "passing": False}

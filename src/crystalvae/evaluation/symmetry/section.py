@@ -73,8 +73,8 @@ def symmetry_section(
         )
         columns[f"space_group_{name}"] = [int(number) or None for number in ours]
         distributions[f"space_group_{name}"] = {
-            "generated": _counted(ours[ours > 0].tolist()),
-            "reference": _counted(theirs[theirs > 0].tolist()),
+            "generated": _groups(ours),
+            "reference": _groups(theirs),
         }
         distributions[f"crystal_system_{name}"] = {
             "generated": {system: _systems(ours).get(system, 0) for system in CRYSTAL_SYSTEMS},
@@ -180,52 +180,46 @@ def write_symmetrized(
 
 def _metrics(ours: np.ndarray, theirs: np.ndarray, tolerance: float, library: Library) -> dict[str, Metric]:
     name, source = tolerance_name(tolerance), _SOURCE.format(library=library_version(library))
-    jensen_shannon = "Lin 1991, doi:10.1109/18.61115"
     with_group, reference_with_group = ours[ours > 0], theirs[theirs > 0]
-    divergence = (
-        "Jensen–Shannon divergence in bits, 0 for equal and 1 for disjoint distributions, of the {} of generated "
-    )
-    divergence += f"and reference crystals that have a space group at {name} Å"
     at = f"at a tolerance of {name} Å"
+    p1 = f"share in P1 among the {{}} crystals that have a space group {at}"
+
+    def divergence(kind: str, first: Mapping[str, int], second: Mapping[str, int]) -> Metric:
+        definition = (
+            "Jensen–Shannon divergence in bits, 0 for equal and 1 for disjoint distributions, of the "
+            f"{kind} of generated and reference crystals that have a space group at {name} Å"
+        )
+        source = "Lin 1991, doi:10.1109/18.61115"
+        return Metric(_jensen_shannon(first, second), definition, source, "", "lower", len(with_group))
+
     return {
-        f"p1_{name}": Metric(
-            _share(with_group == 1),
-            f"share in P1 among the generated crystals that have a space group {at}",
-            source, "share", "neither", len(with_group),
+        f"p1_{name}": Metric.share(with_group == 1, len(with_group), p1.format("generated"), source, better="neither"),
+        f"p1_reference_{name}": Metric.share(
+            reference_with_group == 1, len(reference_with_group), p1.format("reference"), source, better="neither"
         ),
-        f"p1_reference_{name}": Metric(
-            _share(reference_with_group == 1),
-            f"share in P1 among the reference crystals that have a space group {at}",
-            source, "share", "neither", len(reference_with_group),
-        ),
-        f"no_space_group_{name}": Metric(
-            _share(ours == 0),
+        f"no_space_group_{name}": Metric.share(
+            ours == 0,
+            len(ours),
             f"share of all generated crystals without a space group {at}: unreadable, structurally invalid, or none "
             "was found",
-            source, "share", "lower", len(ours),
+            source,
+            better="lower",
         ),
         f"distinct_space_groups_{name}": Metric(
             len(np.unique(with_group)),
             f"number of different space groups among the generated crystals {at}",
-            source, "", "neither", len(with_group),
+            source,
+            count=len(with_group),
         ),
-        f"space_group_js_{name}": Metric(
-            _jensen_shannon(_counted(with_group.tolist()), _counted(reference_with_group.tolist())),
-            divergence.format("space groups"), jensen_shannon, "", "lower", len(with_group),
-        ),
-        f"crystal_system_js_{name}": Metric(
-            _jensen_shannon(_systems(ours), _systems(theirs)),
-            divergence.format("crystal systems"), jensen_shannon, "", "lower", len(with_group),
-        ),
-    }  # fmt: skip
+        f"space_group_js_{name}": divergence("space groups", _groups(ours), _groups(theirs)),
+        f"crystal_system_js_{name}": divergence("crystal systems", _systems(ours), _systems(theirs)),
+    }
 
 
-def _share(mask: np.ndarray) -> float | None:
-    return float(mask.mean()) if len(mask) else None
-
-
-def _counted(values: Sequence[object]) -> dict[str, int]:
-    return {str(value): count for value, count in sorted(Counter(values).items(), key=lambda entry: entry[0])}  # pyright: ignore[reportCallIssue, reportArgumentType]
+def _groups(numbers: np.ndarray) -> dict[str, int]:
+    """Count space groups, 0 for none left out."""
+    groups, counts = np.unique(numbers[numbers > 0], return_counts=True)
+    return dict(zip(map(str, groups.tolist()), counts.tolist(), strict=True))
 
 
 def _systems(numbers: np.ndarray) -> dict[str, int]:
