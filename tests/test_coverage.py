@@ -109,7 +109,9 @@ def test_coverage_is_that_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch):
     # two nearest need not be one crystal. Reference 2 is 0.5 from the nearest structure, 3 is 11 from a composition.
     ours = made_up([0.0, 5.0, 9.0], [100.0, 0.0, 50.0])
     theirs = made_up([0.1, 4.7, 5.5, 9.0], [10.0, 0.0, 0.0, 61.0])
-    monkeypatch.setattr(distributions, "fingerprints", lambda crystals, *_, **__: ours if len(crystals) == 3 else theirs)
+    monkeypatch.setattr(
+        distributions, "fingerprints", lambda crystals, *_, **__: ours if len(crystals) == 3 else theirs
+    )
     four = CrystalBatch.cat([caesium_chloride()] * 4)
     section = coverage_section(generated=four[:3], reference=four, runner=HERE)
     values = {name: metric.value for name, metric in section.metrics.items()}

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import zipfile
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,12 +17,14 @@ import pytest
 import torch
 from PIL import Image
 from pymatgen.core import Structure
+from rich.table import Table
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import OutputError
 from crystalvae.evaluation.evaluation_report import EvaluationReport
 from crystalvae.evaluation.inputs import CrystalSet
-from crystalvae.evaluation.report import page, write_html_report, write_report
+from crystalvae.evaluation.metric import Metric
+from crystalvae.evaluation.report import format_tables, page, write_html_report, write_report
 from crystalvae.evaluation.report.archive import cif_texts, file_names, write_archive
 from crystalvae.evaluation.report.cases import generation_order, reconstruction_groups
 from crystalvae.evaluation.report.distributions import histogram
@@ -74,6 +77,25 @@ def test_every_metric_and_its_definition_stands_on_the_page(generated):
         assert metric.definition in text
     assert "66.67 %" in text
     assert "0.4660 g/cm³" in text
+
+
+def test_a_simpler_method_stands_beside_the_model(tmp_path):
+    report = generation_report()
+    first, *others = report.sections
+    simpler = {"structure_valid": Metric(0.125, "", unit="share"), "what_the_model_lacks": Metric(1, "")}
+    report = replace(report, sections=[first.beside("substitution", replace(first, metrics=simpler)), *others])
+    path, page_path = write_report(report, tmp_path)
+    assert report.metrics()["structure_valid"].value == 4 / 6
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert list(content["sections"][0]["references"]["substitution"]) == ["structure_valid"]
+    assert "references" not in content["sections"][1]
+    text = page_path.read_text(encoding="utf-8")
+    assert '<th class="num">substitution</th>' in text
+    assert re.search(r"66\.67 %<i>↑</i></td>\s*<td class=.num.>12\.50 %</td>", text)
+    table = format_tables(report)[0]
+    assert isinstance(table, Table)
+    assert [str(column.header) for column in table.columns] == ["measure", "value", "substitution", "definition"]
+    assert list(table.columns[2].cells) == ["12.50%", ""]
 
 
 def test_a_skipped_part_says_what_to_install(generated):

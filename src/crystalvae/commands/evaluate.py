@@ -15,7 +15,6 @@ from crystalvae.build import to_plain
 from crystalvae.commands import arguments
 from crystalvae.commands.inputs import Inputs, generate, predict, reconstruct_all
 from crystalvae.data.sources import SPLITS, cache_root
-from crystalvae.data.writers import SAFE_ID
 from crystalvae.errors import ConfigError, OutputError
 from crystalvae.evaluation.distributions.coverage import CUTOFFS, Cutoffs
 from crystalvae.evaluation.evaluate import (
@@ -32,11 +31,12 @@ from crystalvae.evaluation.parallel.cache import ResultCache
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.parallel.time_limit import check_time_limit
 from crystalvae.evaluation.report import JSON_NAME, format_tables, write_report
+from crystalvae.evaluation.report.archive import file_names
 from crystalvae.evaluation.speed import describe_machine
 from crystalvae.evaluation.stability.potentials import Potential
 from crystalvae.evaluation.stability.relaxation import Relaxation
 from crystalvae.evaluation.stability.section import StabilitySettings
-from crystalvae.evaluation.symmetry.section import write_symmetrized
+from crystalvae.evaluation.symmetry.symmetrized_cifs import write_symmetrized
 
 log = logging.getLogger(__name__)
 
@@ -195,11 +195,10 @@ def _output_dir(config: DictConfig, kind: Kind) -> Path:
 
 def _write_symmetrized(report: EvaluationReport, folder: Path, runner: Runner, settings: EvaluationSettings) -> Path:
     """Write symmetrised CIFs under the crystals' own ids, or under numbers where these are no names for files."""
-    ids = list(report.generated.ids)
-    usable = all(SAFE_ID.fullmatch(name) for name in ids) and len({name.lower() for name in ids}) == len(ids)
-    names = ids if usable else None
-    tolerance = settings.symmetry_tolerances[0]
-    write_symmetrized(report.generated.crystals, folder, runner=runner, overwrite=True, tolerance=tolerance, ids=names)
+    write_symmetrized(
+        report.generated.crystals, folder, runner=runner, overwrite=True, ids=file_names(report.generated.ids),
+        tolerance=settings.symmetry_tolerances[0],
+    )  # fmt: skip
     return folder
 
 

@@ -123,17 +123,7 @@ class EvaluationReport:
             **self.extra,
             "metrics": {name: metric.value for name, metric in metrics.items()},
             "definitions": {name: metric.definition for name, metric in metrics.items()},
-            "sections": [
-                {
-                    "name": section.name,
-                    "title": section.title,
-                    "skipped": section.skipped,
-                    "settings": section.settings,
-                    "metrics": {name: asdict(metric) for name, metric in section.metrics.items()},
-                    "distributions": section.distributions,
-                }
-                for section in self.sections
-            ],
+            "sections": [_section(section) for section in self.sections],
             "per_crystal": {
                 "id": list(self.generated.ids),
                 **{
@@ -144,6 +134,23 @@ class EvaluationReport:
             },
         }
         return {key: plain_data(value) for key, value in content.items()}
+
+
+def _section(section: Section) -> dict[str, object]:
+    content: dict[str, object] = {
+        "name": section.name,
+        "title": section.title,
+        "skipped": section.skipped,
+        "settings": section.settings,
+        "metrics": {name: asdict(metric) for name, metric in section.metrics.items()},
+        "distributions": section.distributions,
+    }
+    if section.references:
+        content["references"] = {
+            reference: {name: asdict(metric) for name, metric in metrics.items()}
+            for reference, metrics in section.references.items()
+        }
+    return content
 
 
 def plain_data(value: object) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -67,7 +67,8 @@ class Section:
 
     `settings` holds thresholds, tolerances and versions of what decided; `per_crystal` columns with one plain value per
     crystal, in the crystals' order; `distributions` what the report draws, as plain data. `skipped` says why there is
-    nothing (and what to install), and is empty otherwise.
+    nothing (and what to install), and is empty otherwise. `references` holds metrics of the same names for what is
+    shown beside the model, by its name; see `beside`.
     """
 
     name: str
@@ -77,3 +78,12 @@ class Section:
     per_crystal: Mapping[str, Sequence[object]] = field(default_factory=dict)
     distributions: Mapping[str, Any] = field(default_factory=dict)
     skipped: str = ""
+    references: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
+
+    def beside(self, name: str, reference: Section) -> Section:
+        """Return the part with the numbers of a simpler method, of the same part and names, beside its own.
+
+        What the reference has more than this part is left out.
+        """
+        metrics = {key: metric for key, metric in reference.metrics.items() if key in self.metrics}
+        return replace(self, references={**self.references, name: metrics})

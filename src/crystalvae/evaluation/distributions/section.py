@@ -96,7 +96,7 @@ def wasserstein_section(
     a fingerprint of each, and stops where there are fewer than `num_samples` valid ones; here all of them are taken
     then, and `count` says how many that is.
 
-    Raises `ConfigError` for `num_samples` below 1, `DataError` unless `valid` has one value a crystal.
+    Raises `ConfigError` for `num_samples` below 1, `DataError` unless `valid` has one value per crystal.
     """
     title = "Distributions"
     if num_samples < 1:

@@ -1,4 +1,4 @@
-"""Match rates and RMS displacements of predictions, at any number of candidates a target, gated or not."""
+"""Match rates and RMS displacements of predictions, at any number of candidates per target, gated or not."""
 
 from __future__ import annotations
 

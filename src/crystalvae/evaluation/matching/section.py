@@ -78,7 +78,7 @@ def reconstruction_metrics(
 
     The tolerances are the published ones (CDVAE, Xie et al. 2022), with pymatgen's stricter defaults beside them. In
     `match_rate` and `rmse` nothing but the matcher decides; the gated variants, which are those of the published codes,
-    also ask for validity and need SMACT. `runner` is by default one process a core; a pair may take `timeout_s`.
+    also ask for validity and need SMACT. `runner` is by default one process per core; a pair may take `timeout_s`.
 
     Raises `DataError` unless both hold the same numbers of atoms in the same order, and at least one crystal.
     """

@@ -40,7 +40,7 @@ def uniqueness_section(
     it leaves undecided, and those without a primitive cell (no volume, numbers that are not finite), count as neither
     unique nor novel. With `train_ids` the matching crystal of the training set is named for each crystal.
 
-    Raises `ConfigError` for an impossible `timeout_s`, `DataError` unless `valid` has one value a crystal.
+    Raises `ConfigError` for an impossible `timeout_s`, `DataError` unless `valid` has one value per crystal.
     """
     index = TrainIndex(train, timeout_s=timeout_s) if isinstance(train, CrystalBatch) else train
     settings: dict[str, object] = {"pymatgen_version": version("pymatgen-core"), "timeout_s": timeout_s}

@@ -83,7 +83,7 @@ def valid_unique_novel(
     `valid` defaults to `valid_crystals`, `runner` to this process alone without a progress bar. `ReducedCells` of the
     generated crystals can be given instead of a batch, to compare them twice.
 
-    Raises `DataError` unless `valid` has one value a crystal.
+    Raises `DataError` unless `valid` has one value per crystal.
     """
     runner = runner or Runner(n_jobs=1, progress=False)
     timeout_s = train_index.cells.timeout_s if train_index is not None else TIMEOUT_S

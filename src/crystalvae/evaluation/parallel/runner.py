@@ -37,7 +37,7 @@ EXTRAS = {"dask": "distributed", "ray": "ray"}
 class Runner:
     """How many small tasks are run: processes, joblib backend, results kept between runs, progress bar.
 
-    `n_jobs` is joblib's: -1 for one process a core, 1 for none but this one. `backend` is the name of any joblib
+    `n_jobs` is joblib's: -1 for one process per core, 1 for none but this one. `backend` is the name of any joblib
     backend; `loky` is a pool of processes on this machine, `dask` and `ray` send the tasks to a cluster: `address` is
     the Dask scheduler's (None: the current client, or the one that Dask's own settings name, else a cluster on this
     machine). With `cache`, results are found by content, so a second run is quick and a stopped one resumes.

@@ -21,11 +21,11 @@ Cifs = Mapping[str, Sequence[str]]
 GENERATION_ORDER = (
     "Ranked by: valid, unique and novel first, then valid in structure, then the number of checks passed, then (where "
     "there are energies) the energy above the hull, then the distance of the structure fingerprint to the reference. "
-    "One crystal a formula."
+    "One crystal per formula."
 )
 RECONSTRUCTION_ORDER = (
     "Best: smallest RMS displacement, among the crystals with at least the median number of atoms. Worst: without an "
-    "answer, then without a match, then by falling RMS displacement. One crystal a formula."
+    "answer, then without a match, then by falling RMS displacement. One crystal per formula."
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 
 from crystalvae.evaluation.evaluation_report import EvaluationReport, Kind, plain_data
 from crystalvae.evaluation.inputs import Unreadable
-from crystalvae.evaluation.metric import Metric
+from crystalvae.evaluation.metric import Section
 from crystalvae.evaluation.report.cases import Group
 from crystalvae.evaluation.report.numbers import (
     ARROWS,
@@ -36,11 +36,12 @@ MOST_UNREADABLE = 20
 
 @dataclass(frozen=True)
 class MetricRow:
-    """A metric as a row of a table, everything written out."""
+    """A metric as a row of a table, everything written out; `references` are the values of what stands beside it."""
 
     name: str
     title: str
     value: str
+    references: list[str]
     arrow: str
     count: str
     definition: str
@@ -51,11 +52,12 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class SectionView:
-    """A section of the report, with settings as pairs of texts."""
+    """A section of the report, with settings as pairs of texts; `references` names what stands beside the model."""
 
     name: str
     title: str
     skipped: str
+    references: list[str]
     rows: list[MetricRow]
     settings: list[tuple[str, str]]
 
@@ -92,7 +94,8 @@ def section_views(report: EvaluationReport) -> list[SectionView]:
             name=section.name,
             title=section.title,
             skipped=section.skipped,
-            rows=[_metric_row(name, metric, tables, known) for name, metric in section.metrics.items()],
+            references=list(section.references),
+            rows=[_metric_row(section, name, tables, known) for name in section.metrics],
             settings=[(key.replace("_", " "), write_setting(value)) for key, value in section.settings.items()],
         )
         for section in report.sections
@@ -213,7 +216,9 @@ def vendored() -> dict[str, dict[str, str]]:
     return json.loads((ASSETS / "vendored.json").read_text(encoding="utf-8"))
 
 
-def _metric_row(name: str, metric: Metric, tables: Sequence[PublishedTable], known: Collection[str]) -> MetricRow:
+def _metric_row(section: Section, name: str, tables: Sequence[PublishedTable], known: Collection[str]) -> MetricRow:
+    metric = section.metrics[name]
+    others = [metrics.get(name) for metrics in section.references.values()]
     found = beside(tables, name, known)
     numbers: list[tuple[str, str]] = []
     if found is not None:
@@ -229,6 +234,7 @@ def _metric_row(name: str, metric: Metric, tables: Sequence[PublishedTable], kno
         name=name,
         title=label(name),
         value=write_number(metric.value, metric.unit),
+        references=["" if other is None else write_number(other.value, other.unit) for other in others],
         arrow=ARROWS.get(metric.better, ""),
         count="" if metric.count is None else write_number(metric.count),
         definition=typeset(metric.definition),

@@ -24,10 +24,13 @@ def format_tables(report: EvaluationReport) -> list[RenderableType]:
             continue
         table = Table(title=f"{section.title}: {escape(report.generated.name)}", title_justify="left")
         table.add_column("measure", no_wrap=True)
-        table.add_column("value", justify="right", no_wrap=True)
+        for title in ("value", *section.references):
+            table.add_column(escape(title), justify="right", no_wrap=True)
         table.add_column("definition")
         for name, metric in section.metrics.items():
-            table.add_row(name, format_value(metric), escape(metric.definition))
+            others = [metrics.get(name) for metrics in section.references.values()]
+            values = ["" if other is None else format_value(other) for other in (metric, *others)]
+            table.add_row(name, *values, escape(metric.definition))
         shown.append(table)
         missing = [f"{name}: {text}" for name, text in section.settings.items() if str(text).startswith("left out")]
         shown.extend(f"[yellow]{escape(line)}[/]" for line in missing)

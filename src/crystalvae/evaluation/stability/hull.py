@@ -1,4 +1,4 @@
-"""Convex hulls of energies, one a chemical system, through pymatgen. Workers import this module: no torch here."""
+"""Convex hulls of energies, one per chemical system, through pymatgen. Workers import this module: no torch here."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def elemental_energies(reference: Sequence[Entry]) -> dict[int, float]:
 
 
 def _lowest(entries: Sequence[Entry]) -> list[Entry]:
-    """Return of each reduced composition the entry of lowest energy an atom: others are never on the hull."""
+    """Return of each reduced composition the entry of lowest energy per atom: others are never on the hull."""
     best: dict[tuple[tuple[int, int], ...], Entry] = {}
     for entry in entries:
         divisor = math.gcd(*entry.composition.values())

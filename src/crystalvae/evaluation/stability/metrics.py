@@ -49,7 +49,7 @@ def stability_metrics(
     """Return all metrics of stability.
 
     Args:
-        outcomes: One a crystal; shares are of all of them, failed ones included, unless their definition says else.
+        outcomes: One per crystal; shares are of all of them, failed ones included, unless their definition says else.
         reference_formation_energies: eV/atom, of reference crystals as they are.
         masks: Which crystals are unique and novel, by the ending of the metrics' names: "" judged as generated,
             "_relaxed" judged after relaxation.

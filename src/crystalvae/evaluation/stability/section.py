@@ -27,7 +27,7 @@ from crystalvae.evaluation.stability.hull import (
 )
 from crystalvae.evaluation.stability.metrics import Outcome, stability_metrics
 from crystalvae.evaluation.stability.potentials import CHGNET, Potential
-from crystalvae.evaluation.stability.relax_crystals import after_relaxation, only_energy, relax_crystals
+from crystalvae.evaluation.stability.relax_crystals import after_relaxation, energies, only_energy, relax_crystals
 from crystalvae.evaluation.stability.relaxation import Relaxation, Relaxed, displacement, matched_rmsd
 
 Classify = Callable[[CrystalBatch], tuple[Sequence[bool], Sequence[bool]]]
@@ -174,11 +174,7 @@ def _known_entries(
     relaxation = settings.relaxation if settings.relax_hull else only_energy(settings.relaxation)
     description = "relaxing the hull's crystals" if settings.relax_hull else "energies of the hull's crystals"
     results = relax_crystals(part, potential=potential, relaxation=relaxation, runner=runner, description=description)
-    entries = [
-        Entry(composition(numbers), result["energy"])
-        for (numbers, _, _), result in zip(part.to_arrays(), results, strict=True)
-        if not result["failure"]
-    ]
+    entries = energies(part, results)
     return entries, len(results) - len(entries)
 
 
@@ -194,11 +190,7 @@ def _missing_elements(
         runner=runner,
         description="relaxing elements that the hull lacks",
     )
-    entries = [
-        Entry(composition(numbers), result["energy"])
-        for (numbers, _, _), result in zip(crystals.to_arrays(), results, strict=True)
-        if not result["failure"]
-    ]
+    entries = energies(crystals, results)
     return [Entry({number: 1}, energy) for number, energy in elemental_energies(entries).items()]
 
 
@@ -254,11 +246,7 @@ def _formation_energies_of(
         runner=runner,
         description="energies of the reference",
     )
-    entries = [
-        Entry(composition(numbers), result["energy"])
-        for (numbers, _, _), result in zip(sample.to_arrays(), results, strict=True)
-        if not result["failure"]
-    ]
+    entries = energies(sample, results)
     return [value for value in formation_energies(entries, elemental_energies(known)) if math.isfinite(value)]
 
 
