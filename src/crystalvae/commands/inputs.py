@@ -169,7 +169,7 @@ def predict(
     template = CrystalBatch.empty(wanted.num_atoms).replace(atom_types=wanted.atom_types)
     ids = [f"{targets.ids[i]}_{j}" for i, j in zip(owner.tolist(), rank.tolist(), strict=True)]
     crystals = _sample(config, module, template, generator, sampling_options(module, config))
-    name = f"{candidates} candidates a target of {config.ckpt_path}"
+    name = f"{candidates} candidates per target of {config.ckpt_path}"
     return CrystalSet.of(name, crystals, ids), Candidates(owner=owner, rank=rank, targets=len(targets.ids))
 
 

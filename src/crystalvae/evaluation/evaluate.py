@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -183,17 +183,8 @@ class _Evaluation:
 
     def judge(self) -> None:
         """Work out the parts that judge generated crystals, those that were chosen."""
-        parts: Mapping[str, Callable[[], Section]] = {
-            "validity": self._validity,
-            "coverage": self._coverage,
-            "wasserstein": self._wasserstein,
-            "uniqueness": self._uniqueness,
-            "symmetry": self._symmetry,
-            "stability": self._stability,
-            "speed": lambda: speed_section(self.times),
-        }
         for name in self.chosen:
-            self.time(name, parts[name])
+            self.time(name, partial(self._section, name))
 
     def time(self, name: str, work: Callable[[], Section]) -> None:
         """Work out one part and keep it."""
@@ -214,91 +205,52 @@ class _Evaluation:
             seed=self.settings.seed,
         )
 
-    @property
-    def _crystals(self) -> CrystalBatch:
-        return self.generated.crystals
-
-    @property
-    def _reference(self) -> CrystalBatch:
-        return self.known.reference.crystals
-
-    @property
-    def _unreadable(self) -> int:
-        return len(self.generated.unreadable)
-
     @cached_property
     def _train_index(self) -> TrainIndex | None:
         train = self.known.train
         return None if train is None else TrainIndex(train.crystals, timeout_s=self.settings.timeout_s)
 
-    def _validity(self) -> Section:
-        return validity_section(
-            generated=self._crystals,
-            reference=self._reference,
-            unreadable=self._unreadable,
-            tails=self.settings.range_tails,
-            oxidation_states=self.settings.oxidation_states,
-            min_contact=self.settings.min_contact,
-        )
-
-    def _coverage(self) -> Section:
-        if self.settings.cutoffs is None:
-            reason = "no cut-offs are published for this data set: give coverage.structure and coverage.composition"
-            return Section(name="coverage", title="Coverage", skipped=reason)
-        return coverage_section(
-            generated=self._crystals,
-            reference=self._reference,
-            runner=self.runner,
-            cutoffs=self.settings.cutoffs,
-            unreadable=self._unreadable,
-        )
-
-    def _wasserstein(self) -> Section:
-        return wasserstein_section(
-            generated=self._crystals,
-            reference=self._reference,
-            num_samples=self.settings.wasserstein_samples,
-            seed=self.settings.seed,
-        )
-
-    def _uniqueness(self) -> Section:
-        return uniqueness_section(
-            generated=self._crystals,
-            runner=self.runner,
-            train=self._train_index,
-            unreadable=self._unreadable,
-            timeout_s=self.settings.timeout_s,
-            train_ids=None if self.known.train is None else self.known.train.ids,
-        )
-
-    def _symmetry(self) -> Section:
-        return symmetry_section(
-            generated=self._crystals,
-            reference=self._reference,
-            runner=self.runner,
-            tolerances=self.settings.symmetry_tolerances,
-            library=self.settings.symmetry_library,
-            unreadable=self._unreadable,
-        )
-
-    def _stability(self) -> Section:
-        hull = self.known.hull
-        if hull is None:
+    def _section(self, name: str) -> Section:
+        """Work out one of the parts that judge generated crystals."""
+        settings, runner, unreadable = self.settings, self.runner, len(self.generated.unreadable)
+        generated, reference = self.generated.crystals, self.known.reference.crystals
+        if name == "validity":
+            return validity_section(
+                generated=generated, reference=reference, unreadable=unreadable, tails=settings.range_tails,
+                min_contact=settings.min_contact, oxidation_states=settings.oxidation_states,
+            )  # fmt: skip
+        if name == "coverage":
+            if settings.cutoffs is None:
+                reason = "no cut-offs are published for this data set: give coverage.structure and coverage.composition"
+                return Section(name="coverage", title="Coverage", skipped=reason)
+            return coverage_section(
+                generated=generated, reference=reference, runner=runner, cutoffs=settings.cutoffs, unreadable=unreadable
+            )
+        if name == "wasserstein":
+            return wasserstein_section(
+                generated=generated, reference=reference, num_samples=settings.wasserstein_samples, seed=settings.seed
+            )
+        if name == "uniqueness":
+            return uniqueness_section(
+                generated=generated, train=self._train_index, runner=runner, unreadable=unreadable,
+                timeout_s=settings.timeout_s, train_ids=None if self.known.train is None else self.known.train.ids,
+            )  # fmt: skip
+        if name == "symmetry":
+            return symmetry_section(
+                generated=generated, reference=reference, runner=runner, unreadable=unreadable,
+                tolerances=settings.symmetry_tolerances, library=settings.symmetry_library,
+            )  # fmt: skip
+        if name == "speed":
+            return speed_section(self.times)
+        if self.known.hull is None:
             return Section(name="stability", title="Stability", skipped="no crystals to build a convex hull from")
         columns = self.sections["uniqueness"].per_crystal if "uniqueness" in self.sections else {}
         return stability_section(
-            generated=self._crystals,
-            reference=self._reference,
-            hull=hull.crystals,
-            hull_name=hull.name,
-            runner=self.runner,
-            potential=self.settings.potential,
-            settings=self.settings.stability,
-            unique=columns.get("unique"),
-            novel=columns.get("novel"),
+            generated=generated, reference=reference, hull=self.known.hull.crystals, hull_name=self.known.hull.name,
+            runner=runner, potential=settings.potential, settings=settings.stability, unreadable=unreadable,
+            unique=columns.get("unique"), novel=columns.get("novel"),
             classify=None if self._train_index is None else self._classify,
-            unreadable=self._unreadable,
-        )
+        )  # fmt: skip
 
     def _classify(self, relaxed: CrystalBatch) -> tuple[Sequence[bool], Sequence[bool]]:
         """Say of relaxed crystals which are unique among themselves, and which are not in the training set."""

@@ -32,6 +32,8 @@ from crystalvae.evaluation.stability.relaxation import Relaxation, Relaxed, disp
 
 Classify = Callable[[CrystalBatch], tuple[Sequence[bool], Sequence[bool]]]
 """Says of crystals which are unique among themselves, and which are novel."""
+Relax = Callable[..., list[Relaxed]]
+"""`relax_crystals` under a potential, by a runner."""
 
 _RMSD_TIME_LIMIT_S = 10.0
 
@@ -103,17 +105,18 @@ def stability_section(
     potential.calculator()  # what is wrong with it is said now, and not by a worker
     among = _choose(len(generated) + unreadable, settings.max_crystals, settings.seed)
     chosen = among[among < len(generated)]
-    ours = relax_crystals(generated[chosen], potential=potential, relaxation=settings.relaxation, runner=runner)
+    relax: Relax = partial(relax_crystals, potential=potential, runner=runner)
+    ours = relax(generated[chosen], relaxation=settings.relaxation, description="relaxing crystals")
     arrays = generated[chosen].to_arrays()
     sample = reference[_choose(len(reference), settings.sample, settings.seed)]
-    known, unusable = _known_entries(hull, [*arrays, *sample.to_arrays()], arrays, potential, settings, runner)
+    elements = {number for numbers, _, _ in (*arrays, *sample.to_arrays()) for number in numbers.tolist()}
+    known, unusable = _known_entries(hull, arrays, elements, settings, relax)
     added: list[str] = []
     if settings.complete_elements:
-        elements = {number for numbers, _, _ in (*arrays, *sample.to_arrays()) for number in numbers.tolist()}
-        more = _missing_elements(elements - set(elemental_energies(known)), potential, settings, runner)
+        more = _missing_elements(elements - set(elemental_energies(known)), settings, relax)
         known, added = [*known, *more], [chemical_symbols[number] for number in sorted(elemental_energies(more))]
     outcomes = _outcomes(arrays, ours, known, settings, runner)
-    expected = _formation_energies_of(sample, known, potential, settings, runner)
+    expected = _formation_energies_of(sample, known, settings, relax)
     masks = {} if unique is None or novel is None else {"": _both(unique, novel, chosen)}
     if classify is not None:
         masks["_relaxed"] = _classified(arrays, ours, outcomes, classify)
@@ -154,44 +157,27 @@ def stability_section(
 
 
 def _known_entries(
-    hull: CrystalBatch,
-    crystals: Sequence[Arrays],
-    judged: Sequence[Arrays],
-    potential: Potential,
-    settings: StabilitySettings,
-    runner: Runner,
+    hull: CrystalBatch, judged: Sequence[Arrays], elements: set[int], settings: StabilitySettings, relax: Relax
 ) -> tuple[list[Entry], int]:
-    """Return the energies of those known crystals that matter for `judged`, and all elemental ones for `crystals`.
+    """Return the energies of those known crystals that matter for `judged`, and all elemental ones of `elements`.
 
     Also returns how many of these had no energy.
     """
-    systems = [frozenset(numbers.tolist()) for numbers, _, _ in hull.to_arrays()]
-    index = SystemIndex(systems)
-    wanted = {i for system in {frozenset(numbers.tolist()) for numbers, _, _ in judged} for i in index.inside(system)}
-    elements = {number for numbers, _, _ in crystals for number in numbers.tolist()}
-    wanted |= {i for number in elements for i in index.inside(frozenset((number,)))}
-    part = hull[sorted(wanted)]
+    index = SystemIndex(frozenset(numbers.tolist()) for numbers, _, _ in hull.to_arrays())
+    systems = {frozenset(numbers.tolist()) for numbers, _, _ in judged} | {frozenset((number,)) for number in elements}
+    part = hull[sorted({i for system in systems for i in index.inside(system)})]
     relaxation = settings.relaxation if settings.relax_hull else only_energy(settings.relaxation)
     description = "relaxing the hull's crystals" if settings.relax_hull else "energies of the hull's crystals"
-    results = relax_crystals(part, potential=potential, relaxation=relaxation, runner=runner, description=description)
-    entries = energies(part, results)
-    return entries, len(results) - len(entries)
+    entries = energies(part, relax(part, relaxation=relaxation, description=description))
+    return entries, len(part) - len(entries)
 
 
-def _missing_elements(
-    elements: set[int], potential: Potential, settings: StabilitySettings, runner: Runner
-) -> list[Entry]:
+def _missing_elements(elements: set[int], settings: StabilitySettings, relax: Relax) -> list[Entry]:
     """Return the lowest relaxed crystal of each element, for those of which the potential gives one."""
     crystals = elemental_crystals(sorted(number for number in elements if 1 <= number <= 118))
-    results = relax_crystals(
-        crystals,
-        potential=potential,
-        relaxation=settings.relaxation,
-        runner=runner,
-        description="relaxing elements that the hull lacks",
-    )
-    entries = energies(crystals, results)
-    return [Entry({number: 1}, energy) for number, energy in elemental_energies(entries).items()]
+    results = relax(crystals, relaxation=settings.relaxation, description="relaxing elements that the hull lacks")
+    lowest = elemental_energies(energies(crystals, results))
+    return [Entry({number: 1}, energy) for number, energy in lowest.items()]
 
 
 def _outcomes(
@@ -237,17 +223,11 @@ def _outcomes(
 
 
 def _formation_energies_of(
-    sample: CrystalBatch, known: Sequence[Entry], potential: Potential, settings: StabilitySettings, runner: Runner
+    sample: CrystalBatch, known: Sequence[Entry], settings: StabilitySettings, relax: Relax
 ) -> list[float]:
-    results = relax_crystals(
-        sample,
-        potential=potential,
-        relaxation=only_energy(settings.relaxation),
-        runner=runner,
-        description="energies of the reference",
-    )
-    entries = energies(sample, results)
-    return [value for value in formation_energies(entries, elemental_energies(known)) if math.isfinite(value)]
+    results = relax(sample, relaxation=only_energy(settings.relaxation), description="energies of the reference")
+    found = formation_energies(energies(sample, results), elemental_energies(known))
+    return [value for value in found if math.isfinite(value)]
 
 
 def _classified(
