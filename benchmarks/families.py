@@ -35,7 +35,7 @@ import src  # noqa: E402, F401  # the package of this checkout
 from crystalvae.build import build  # noqa: E402
 from crystalvae.data.batch import CrystalBatch  # noqa: E402
 from crystalvae.data.datamodule import CrystalDataModule  # noqa: E402
-from crystalvae.evaluation.matching.reconstruction import reconstruction_metrics  # noqa: E402
+from crystalvae.evaluation.matching.section import reconstruction_metrics  # noqa: E402
 from crystalvae.evaluation.parallel.runner import Runner  # noqa: E402
 from crystalvae.vae_module.vae_module import VAEModule  # noqa: E402
 

@@ -12,15 +12,16 @@ import pytest
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError, DataError
 from crystalvae.evaluation.distributions import coverage
+from crystalvae.evaluation.distributions import section as distributions
 from crystalvae.evaluation.distributions.coverage import (
     CUTOFFS,
     Cutoffs,
-    coverage_section,
     fingerprints,
     nearest_distances,
     published_scaling,
 )
-from crystalvae.evaluation.distributions.wasserstein import wasserstein, wasserstein_section
+from crystalvae.evaluation.distributions.section import coverage_section, wasserstein_section
+from crystalvae.evaluation.distributions.wasserstein import wasserstein
 from crystalvae.evaluation.parallel.runner import Runner
 from tests.test_uniqueness import caesium_chloride, perovskite, primitive_rock_salt
 from tests.test_validity import cubic
@@ -108,7 +109,9 @@ def test_coverage_is_that_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch):
     # two nearest need not be one crystal. Reference 2 is 0.5 from the nearest structure, 3 is 11 from a composition.
     ours = made_up([0.0, 5.0, 9.0], [100.0, 0.0, 50.0])
     theirs = made_up([0.1, 4.7, 5.5, 9.0], [10.0, 0.0, 0.0, 61.0])
-    monkeypatch.setattr(coverage, "fingerprints", lambda crystals, *_, **__: ours if len(crystals) == 3 else theirs)
+    monkeypatch.setattr(
+        distributions, "fingerprints", lambda crystals, *_, **__: ours if len(crystals) == 3 else theirs
+    )
     four = CrystalBatch.cat([caesium_chloride()] * 4)
     section = coverage_section(generated=four[:3], reference=four, runner=HERE)
     values = {name: metric.value for name, metric in section.metrics.items()}
@@ -162,7 +165,7 @@ def test_nearest_distances_equal_all_distances_and_do_not_depend_on_blocks(monke
 
 
 def test_without_matminer_coverage_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(coverage, "matminer_installed", lambda: False)
+    monkeypatch.setattr(distributions, "matminer_installed", lambda: False)
     section = coverage_section(generated=rock_salt(), reference=rock_salt(), runner=HERE)
     assert section.metrics == {}
     assert "pip install" in section.skipped

@@ -8,7 +8,8 @@ import pytest
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError, DataError
 from crystalvae.evaluation.inputs import CrystalSet, Unreadable
-from crystalvae.evaluation.matching.csp import assign, csp_section
+from crystalvae.evaluation.matching.candidates import assign
+from crystalvae.evaluation.matching.section import csp_section
 from crystalvae.evaluation.parallel.runner import Runner
 
 ALONE = Runner(n_jobs=1, progress=False)

@@ -26,7 +26,7 @@ from crystalvae.data.augmentation import InputNoise
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.loader import CrystalLoader
 from crystalvae.data.writers import write_crystals
-from crystalvae.evaluation.matching.reconstruction import reconstruction_metrics
+from crystalvae.evaluation.matching.section import reconstruction_metrics
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.validity.structure import describe
 from crystalvae.prior_module.composition_model import CompositionModel

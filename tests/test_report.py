@@ -8,6 +8,7 @@ import json
 import math
 import re
 import zipfile
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,10 +17,14 @@ import pytest
 import torch
 from PIL import Image
 from pymatgen.core import Structure
+from rich.table import Table
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.errors import DataError, OutputError
-from crystalvae.evaluation.report import page, write_html_report
+from crystalvae.errors import OutputError
+from crystalvae.evaluation.evaluation_report import EvaluationReport
+from crystalvae.evaluation.inputs import CrystalSet
+from crystalvae.evaluation.metric import Metric
+from crystalvae.evaluation.report import format_tables, page, write_html_report, write_report
 from crystalvae.evaluation.report.archive import cif_texts, file_names, write_archive
 from crystalvae.evaluation.report.cases import generation_order, reconstruction_groups
 from crystalvae.evaluation.report.distributions import histogram
@@ -50,21 +55,16 @@ class Links(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def generated(tmp_path_factory) -> tuple[Path, dict]:
+def generated(tmp_path_factory) -> tuple[Path, EvaluationReport]:
     """A report of generation, with every kind of bad crystal, in a folder."""
-    folder = tmp_path_factory.mktemp("report")
-    report, crystals, reference = generation_report()
-    return write_html_report(report, generated=crystals, reference=reference, output_dir=folder), report
+    report = generation_report()
+    return write_html_report(report, tmp_path_factory.mktemp("report")), report
 
 
 @pytest.fixture(scope="module")
-def reconstructed(tmp_path_factory) -> tuple[Path, dict]:
-    folder = tmp_path_factory.mktemp("report")
-    report, targets, predictions = reconstruction_report()
-    path = write_html_report(
-        report, generated=predictions, reference=targets, targets=targets, predictions=predictions, output_dir=folder
-    )
-    return path, report
+def reconstructed(tmp_path_factory) -> tuple[Path, EvaluationReport]:
+    report = reconstruction_report()
+    return write_html_report(report, tmp_path_factory.mktemp("report")), report
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------
@@ -72,12 +72,30 @@ def reconstructed(tmp_path_factory) -> tuple[Path, dict]:
 
 def test_every_metric_and_its_definition_stands_on_the_page(generated):
     text = generated[0].read_text(encoding="utf-8")
-    for section in generated[1]["sections"]:
-        for name, metric in section["metrics"].items():
-            assert f'id="metric-{name}"' in text
-            assert metric["definition"] in text
+    for name, metric in generated[1].metrics().items():
+        assert f'id="metric-{name}"' in text
+        assert metric.definition in text
     assert "66.67 %" in text
     assert "0.4660 g/cm³" in text
+
+
+def test_a_simpler_method_stands_beside_the_model(tmp_path):
+    report = generation_report()
+    first, *others = report.sections
+    simpler = {"structure_valid": Metric(0.125, "", unit="share"), "what_the_model_lacks": Metric(1, "")}
+    report = replace(report, sections=[first.beside("substitution", replace(first, metrics=simpler)), *others])
+    path, page_path = write_report(report, tmp_path)
+    assert report.metrics()["structure_valid"].value == 4 / 6
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert list(content["sections"][0]["references"]["substitution"]) == ["structure_valid"]
+    assert "references" not in content["sections"][1]
+    text = page_path.read_text(encoding="utf-8")
+    assert '<th class="num">substitution</th>' in text
+    assert re.search(r"66\.67 %<i>↑</i></td>\s*<td class=.num.>12\.50 %</td>", text)
+    table = format_tables(report)[0]
+    assert isinstance(table, Table)
+    assert [str(column.header) for column in table.columns] == ["measure", "value", "substitution", "definition"]
+    assert list(table.columns[2].cells) == ["12.50%", ""]
 
 
 def test_a_skipped_part_says_what_to_install(generated):
@@ -140,19 +158,23 @@ def test_plots_are_pngs_beside_the_page(generated, reconstructed):
         assert len(image.convert("RGB").getcolors(maxcolors=10**6) or []) > 50
 
 
-def test_wrong_arguments_are_refused(tmp_path):
-    report, targets, predictions = reconstruction_report()
-    common = {"generated": predictions, "reference": targets, "output_dir": tmp_path}
-    with pytest.raises(DataError, match="'sections'"):
-        write_html_report({"kind": "generation"}, **common)
-    with pytest.raises(DataError, match="targets only"):
-        write_html_report(report, targets=targets, **common)
-    with pytest.raises(DataError, match="one for each of 3 targets, got 2"):
-        write_html_report(report, targets=targets, predictions=predictions[:2], **common)
+def test_a_place_that_cannot_be_written_to_is_refused(tmp_path):
     file = tmp_path / "file"
     file.write_text("", encoding="utf-8")
     with pytest.raises(OutputError, match="cannot write the report"):
-        write_html_report(report, **{**common, "output_dir": file / "sub"})
+        write_html_report(reconstruction_report(), file / "sub")
+
+
+def test_the_json_file_holds_what_the_page_shows(tmp_path):
+    report = generation_report()
+    path, page_path = write_report(report, tmp_path)
+    assert [path.name, page_path.name] == ["evaluation.json", "report.html"]
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["latent"] == "posterior mean"
+    assert content["metrics"]["wasserstein_energy"] is None
+    assert content["sections"][0]["settings"]["range"] == [1.0, None]
+    assert content["per_crystal"]["uniqueness.novel"] == report.columns()["novel"]
+    assert content["inputs"]["train"] is None
 
 
 # ---- crystals -------------------------------------------------------------------------------------------------------
@@ -200,8 +222,7 @@ def test_facts_of_rock_salt():
 
 
 def test_facts_of_bad_crystals_are_nan():
-    _, crystals, _ = generation_report()
-    facts = crystal_facts(crystals)
+    facts = crystal_facts(generation_report().generated.crystals)
     assert np.isnan(facts.density).tolist() == [False, False, False, True, False, False]
     assert np.isnan(facts.volume_per_atom).tolist() == [False, False, False, True, False, False]
     assert facts.num_atoms.tolist() == [8, 8, 4, 2, 3, 450]
@@ -252,27 +273,27 @@ def test_a_collapsed_crystal_is_drawn_without_a_thicket_of_bonds():
 
 def test_generated_crystals_are_ranked_by_what_they_pass():
     columns = {
-        "validity.structure_valid": [True, True, True, True, False],
-        "validity.composition_valid": [True, True, True, False, False],
-        "uniqueness.unique": [True, True, True, True, True],
-        "uniqueness.novel": [True, True, False, True, True],
-        "uniqueness.vun": [True, True, False, False, False],
-        "stability.energy_above_hull": [0.2, 0.05, 0.0, None, None],
+        "structure_valid": [True, True, True, True, False],
+        "composition_valid": [True, True, True, False, False],
+        "unique": [True, True, True, True, True],
+        "novel": [True, True, False, True, True],
+        "vun": [True, True, False, False, False],
+        "energy_above_hull": [0.2, 0.05, 0.0, None, None],
     }
     assert generation_order(columns, 5) == [1, 0, 2, 3, 4]
-    columns["validity.structure_valid"] = [True, True, False, True, True]
+    columns["structure_valid"] = [True, True, False, True, True]
     assert generation_order(columns, 5) == [1, 0, 3, 4, 2]
 
 
-def test_columns_of_another_length_are_ignored():
-    assert generation_order({"validity.structure_valid": [False]}, 2) == [0, 1]
+def test_crystals_without_columns_keep_their_order():
+    assert generation_order({}, 2) == [0, 1]
 
 
 def test_best_and_worst_reconstructions(reconstructed):
-    report, targets, predictions = reconstruction_report()
-    columns = report["per_crystal"]
+    report = reconstructed[1]
+    texts = dict.fromkeys(("targets", "predictions"), [""] * 3)
     groups = reconstruction_groups(
-        targets, predictions, columns, columns["id"], lambda _, rows: [""] * len(rows), most=2
+        report.targets, report.predictions, report.columns(), report.generated.ids, texts, most=2
     )
     assert [group.title for group in groups] == ["Best", "Worst"]
     # The second matches best but has fewer atoms than the median; the third has no match.
@@ -298,6 +319,7 @@ def test_best_and_worst_reconstructions(reconstructed):
         (0.0000123, "eV/atom", "1.23e-05 eV/atom"),
         (None, "share", "–"),
         (math.nan, "", "–"),
+        (math.inf, "Å", "–"),
     ],
 )
 def test_numbers_are_written_with_their_units(value, unit, expected):
@@ -393,14 +415,15 @@ def test_one_crystal_alone_makes_a_report_and_a_second_one_replaces_it(tmp_path)
         lattices=3 * torch.eye(3)[None],
         num_atoms=torch.tensor([1]),
     )
-    report = {"kind": "generation", "name": "one", "sections": []}
+    one = CrystalSet.of("one", crystals)
+    report = EvaluationReport(kind="generation", generated=one, reference=one, sections=[], seconds={}, seed=0)
     folder = tmp_path / "new" / "folder"
-    path = write_html_report(report, generated=crystals, reference=crystals, output_dir=folder)
+    path = write_html_report(report, folder)
     assert "De novo generation: one" in path.read_text(encoding="utf-8")
     before = {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     path.write_text("old", encoding="utf-8")
     (folder / "mine.txt").write_text("kept", encoding="utf-8")
-    write_html_report(report, generated=crystals, reference=crystals, output_dir=folder)
+    write_html_report(report, folder)
     after = {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     assert after.pop(Path("mine.txt")) == b"kept"
     assert after == before  # the same input gives the same bytes, and no other files

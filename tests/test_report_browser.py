@@ -83,20 +83,14 @@ class Visit:
 
 @pytest.fixture(scope="module")
 def generation(browser, tmp_path_factory) -> Iterator[Visit]:
-    report, crystals, reference = generation_report()
-    folder = tmp_path_factory.mktemp("generation")
-    visit = Visit(browser, write_html_report(report, generated=crystals, reference=reference, output_dir=folder))
+    visit = Visit(browser, write_html_report(generation_report(), tmp_path_factory.mktemp("generation")))
     yield visit
     visit.context.close()
 
 
 @pytest.fixture(scope="module")
 def reconstruction_page(tmp_path_factory) -> Path:
-    report, targets, predictions = reconstruction_report()
-    folder = tmp_path_factory.mktemp("reconstruction")
-    return write_html_report(
-        report, generated=predictions, reference=targets, targets=targets, predictions=predictions, output_dir=folder
-    )
+    return write_html_report(reconstruction_report(), tmp_path_factory.mktemp("reconstruction"))
 
 
 @pytest.fixture(scope="module")

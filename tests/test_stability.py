@@ -12,6 +12,7 @@ import torch
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError, DataError
+from crystalvae.evaluation.parallel.attempt import is_repeatable
 from crystalvae.evaluation.parallel.cache import ResultCache
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.stability.elemental_crystals import elemental_crystals
@@ -25,7 +26,7 @@ from crystalvae.evaluation.stability.hull import (
 )
 from crystalvae.evaluation.stability.metrics import Outcome, stability_metrics
 from crystalvae.evaluation.stability.potentials import CHGNET, Potential
-from crystalvae.evaluation.stability.relax_crystals import keeps, relax_crystals
+from crystalvae.evaluation.stability.relax_crystals import relax_crystals
 from crystalvae.evaluation.stability.relaxation import Relaxation, displacement, matched_rmsd, relax
 from crystalvae.evaluation.stability.section import StabilitySettings, stability_section
 from crystalvae.evaluation.symmetry.section import find_space_groups
@@ -154,7 +155,7 @@ def test_what_depends_on_the_machine_is_not_kept(error: Exception, kept: bool, m
         raise error
 
     monkeypatch.setattr("crystalvae.evaluation.stability.relaxation._relax", fail)
-    assert keeps(relax(fcc([CU] * 4, 3.8), potential=EMT, relaxation=Relaxation())) == kept
+    assert is_repeatable(relax(fcc([CU] * 4, 3.8), potential=EMT, relaxation=Relaxation())) == kept
 
 
 def test_elements_a_potential_lacks_are_a_failure_of_that_crystal_alone():

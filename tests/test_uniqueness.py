@@ -225,6 +225,7 @@ def test_errors_of_the_matcher_are_told(monkeypatch: pytest.MonkeyPatch):
     assert first_match((cell, [cell]), tolerance=TOLERANCES[""]) == {
         "match": None,
         "failure": "RuntimeError: no such lattice",
+        "passing": False,
     }
 
 

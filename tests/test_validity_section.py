@@ -83,7 +83,7 @@ def test_physical_reasons_say_what_is_wrong():
     reasons = physical_reasons(facts, contacts(crystals), ranges)
     assert reasons[0] == ""
     assert reasons[1] == "two atoms at 0.69 of the sum of their covalent radii, below 0.7"
-    assert reasons[2].startswith("volume an atom of 216 Å^3 outside the reference's 15.62 to 27")
+    assert reasons[2].startswith("volume per atom of 216 Å^3 outside the reference's 15.62 to 27")
     assert reasons[3] == "an element without a covalent radius"
     assert reasons[4].startswith("volume 0.064")
 

@@ -15,26 +15,28 @@ from crystalvae import checks
 from crystalvae.build import to_plain
 from crystalvae.commands.inputs import Inputs, generate, predict, reconstruct_all
 from crystalvae.data.sources import SPLITS, cache_root
-from crystalvae.data.writers import SAFE_ID
 from crystalvae.errors import ConfigError, OutputError
 from crystalvae.evaluation.distributions.coverage import CUTOFFS, Cutoffs
 from crystalvae.evaluation.evaluate import (
+    EvaluationSettings,
     Known,
-    SuiteSettings,
     evaluate_csp,
     evaluate_generation,
     evaluate_reconstruction,
 )
-from crystalvae.evaluation.evaluation_report import JSON_NAME, EvaluationReport, Kind, format_tables
+from crystalvae.evaluation.evaluation_report import EvaluationReport, Kind
 from crystalvae.evaluation.inputs import CrystalSet
-from crystalvae.evaluation.matching.csp import assign
+from crystalvae.evaluation.matching.candidates import assign
 from crystalvae.evaluation.parallel.cache import ResultCache
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.parallel.time_limit import check_time_limit
+from crystalvae.evaluation.report import JSON_NAME, format_tables, write_report
+from crystalvae.evaluation.report.archive import file_names
+from crystalvae.evaluation.speed import describe_machine
 from crystalvae.evaluation.stability.potentials import Potential
 from crystalvae.evaluation.stability.relaxation import Relaxation
 from crystalvae.evaluation.stability.section import StabilitySettings
-from crystalvae.evaluation.symmetry.section import write_symmetrized
+from crystalvae.evaluation.symmetry.symmetrized_cifs import write_symmetrized
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +54,11 @@ def evaluate(config: DictConfig) -> str:
     report = {"reconstruction": _reconstruction, "csp": _csp, "generation": _generation}[kind](
         config, inputs, targets, _known(config, inputs, chosen), runner, settings
     )
-    report = replace(report, extra=_extra(config, inputs), device=str(inputs.device or "cpu"))
+    report = replace(report, extra=_extra(config, inputs), machine=describe_machine(inputs.device or "cpu"))
     console = Console(soft_wrap=False)
     for table in format_tables(report):
         console.print(table)
-    paths = report.write(output_dir, html=config.report)
+    paths = write_report(report, output_dir, html=config.report)
     if config.symmetry.write_cifs:
         paths.append(_write_symmetrized(report, output_dir / "symmetrized", runner, settings))
     return "\n".join(
@@ -65,7 +67,7 @@ def evaluate(config: DictConfig) -> str:
 
 
 def _reconstruction(
-    config: DictConfig, inputs: Inputs, targets: CrystalSet, known: Known, runner: Runner, settings: SuiteSettings
+    config: DictConfig, inputs: Inputs, targets: CrystalSet, known: Known, runner: Runner, settings: EvaluationSettings
 ) -> EvaluationReport:
     batch_size = checks.check_count("batch_size", config.batch_size)
     predictions = reconstruct_all(inputs.module(), targets.crystals, batch_size)
@@ -75,7 +77,7 @@ def _reconstruction(
 
 
 def _csp(
-    config: DictConfig, inputs: Inputs, targets: CrystalSet, known: Known, runner: Runner, settings: SuiteSettings
+    config: DictConfig, inputs: Inputs, targets: CrystalSet, known: Known, runner: Runner, settings: EvaluationSettings
 ) -> EvaluationReport:
     count = None if config.num_candidates is None else checks.check_count("num_candidates", config.num_candidates)
     if config.ckpt_path is not None:
@@ -94,7 +96,7 @@ def _csp(
 
 
 def _generation(
-    config: DictConfig, inputs: Inputs, targets: CrystalSet, known: Known, runner: Runner, settings: SuiteSettings
+    config: DictConfig, inputs: Inputs, targets: CrystalSet, known: Known, runner: Runner, settings: EvaluationSettings
 ) -> EvaluationReport:
     times = None
     if config.ckpt_path is None:
@@ -135,7 +137,7 @@ def _runner(config: DictConfig) -> Runner:
     )
 
 
-def _settings(config: DictConfig) -> SuiteSettings:
+def _settings(config: DictConfig) -> EvaluationSettings:
     stability: dict[str, Any] = to_plain(config.stability)
     stability.pop("hull_splits")
     relaxation = Relaxation(**stability.pop("relaxation"))
@@ -143,7 +145,7 @@ def _settings(config: DictConfig) -> SuiteSettings:
     if sections is not None and not isinstance(sections, list):
         raise ConfigError(f"sections: got {sections!r}; expected a list, such as [validity,uniqueness]")
     seed = checks.check_count("seed", config.seed, at_least=0)
-    return SuiteSettings(
+    return EvaluationSettings(
         sections=sections,
         seed=seed,
         timeout_s=config.timeout_s,
@@ -196,13 +198,12 @@ def _output_dir(config: DictConfig, kind: Kind) -> Path:
     return folder
 
 
-def _write_symmetrized(report: EvaluationReport, folder: Path, runner: Runner, settings: SuiteSettings) -> Path:
+def _write_symmetrized(report: EvaluationReport, folder: Path, runner: Runner, settings: EvaluationSettings) -> Path:
     """Write symmetrised CIFs under the crystals' own ids, or under numbers where these are no names for files."""
-    ids = list(report.generated.ids)
-    usable = all(SAFE_ID.fullmatch(name) for name in ids) and len({name.lower() for name in ids}) == len(ids)
-    names = ids if usable else None
-    tolerance = settings.symmetry_tolerances[0]
-    write_symmetrized(report.generated.crystals, folder, runner=runner, overwrite=True, tolerance=tolerance, ids=names)
+    write_symmetrized(
+        report.generated.crystals, folder, runner=runner, overwrite=True, ids=file_names(report.generated.ids),
+        tolerance=settings.symmetry_tolerances[0],
+    )  # fmt: skip
     return folder
 
 

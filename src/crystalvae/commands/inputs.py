@@ -24,7 +24,7 @@ from crystalvae.data.sources import SPLITS, Split
 from crystalvae.errors import ConfigError
 from crystalvae.evaluation.evaluation_report import Kind
 from crystalvae.evaluation.inputs import CrystalSet, read_crystals
-from crystalvae.evaluation.matching.match_rate import Candidates
+from crystalvae.evaluation.matching.candidates import Candidates
 from crystalvae.evaluation.speed import SamplingTimes, time_sampling
 from crystalvae.vae_module.vae_module import VAEModule
 
@@ -169,7 +169,7 @@ def predict(
     template = CrystalBatch.empty(wanted.num_atoms).replace(atom_types=wanted.atom_types)
     ids = [f"{targets.ids[i]}_{j}" for i, j in zip(owner.tolist(), rank.tolist(), strict=True)]
     crystals = _sample(config, module, template, generator, sampling_options(module, config))
-    name = f"{candidates} candidates a target of {config.ckpt_path}"
+    name = f"{candidates} candidates per target of {config.ckpt_path}"
     return CrystalSet.of(name, crystals, ids), Candidates(owner=owner, rank=rank, targets=len(targets.ids))
 
 

@@ -17,7 +17,7 @@ from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.symmetry.space_groups import library_version, prototype_label
-from crystalvae.evaluation.validity.structure import describe
+from crystalvae.evaluation.validity.structure import map_valid
 
 _VERSION = 1
 TOLERANCE = 0.1
@@ -126,19 +126,15 @@ def find_prototypes(crystals: CrystalBatch, *, runner: Runner, tolerance: float 
     """Return the `prototype_label` of each crystal, "" for those that are not valid or have none."""
     if not tolerance > 0:
         raise ConfigError(f"clusters.tolerance: got {tolerance}; expected a length in Å above 0")
-    valid: list[int] = np.flatnonzero(describe(crystals)["valid"].to_numpy(dtype=bool)).tolist()
-    arrays = crystals.to_arrays()
-    labels = runner.map(
+    return map_valid(
         partial(prototype_label, tolerance=tolerance),
-        [arrays[i] for i in valid],
+        crystals,
+        runner=runner,
+        otherwise=lambda _: "",
         description="prototypes",
         namespace=f"prototypes/{_VERSION}/{library_version('moyopy')}/{tolerance}",
         chunk=64,
     )
-    found = [""] * len(crystals)
-    for position, label in zip(valid, labels, strict=True):
-        found[position] = label
-    return found
 
 
 def _presence(crystals: CrystalBatch) -> np.ndarray:

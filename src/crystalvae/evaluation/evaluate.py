@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import numpy as np
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError, DataError
-from crystalvae.evaluation.distributions.coverage import CUTOFFS, Cutoffs, coverage_section
-from crystalvae.evaluation.distributions.wasserstein import NUM_SAMPLES, wasserstein_section
+from crystalvae.evaluation.distributions.coverage import CUTOFFS, Cutoffs
+from crystalvae.evaluation.distributions.section import NUM_SAMPLES, coverage_section, wasserstein_section
 from crystalvae.evaluation.evaluation_report import EvaluationReport, Kind
 from crystalvae.evaluation.inputs import CrystalSet
-from crystalvae.evaluation.matching.csp import csp_section
-from crystalvae.evaluation.matching.match_rate import Candidates
+from crystalvae.evaluation.matching.candidates import Candidates
 from crystalvae.evaluation.matching.pairs import TIME_LIMIT_S
-from crystalvae.evaluation.matching.reconstruction import reconstruction_metrics
+from crystalvae.evaluation.matching.section import csp_section, reconstruction_metrics
 from crystalvae.evaluation.metric import Section
 from crystalvae.evaluation.novelty.section import uniqueness_section
 from crystalvae.evaluation.novelty.train_index import ReducedCells, TrainIndex
@@ -47,7 +47,7 @@ DEFAULT_SECTIONS: Mapping[Kind, Sequence[str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuiteSettings:
+class EvaluationSettings:
     """What decides about the numbers, part by part; each field is explained at the part's own function.
 
     `sections` None means the default of the kind. `cutoffs` None means that no coverage is published for the data set.
@@ -90,35 +90,28 @@ def evaluate_reconstruction(
     targets: CrystalSet,
     predictions: CrystalBatch,
     runner: Runner,
-    settings: SuiteSettings,
+    settings: EvaluationSettings,
     known: Known | None = None,
 ) -> EvaluationReport:
     """Compare a reconstruction with its targets, crystal i with crystal i, and judge the reconstructed crystals.
 
     These are compared with `known`, by default with the targets themselves.
     """
-    clock = _Clock()
-    generated = CrystalSet.of(f"reconstruction of {targets.name}", predictions, targets.ids)
-    settings.chosen("reconstruction")  # what is wrong with it is said before the long work
-    matched = clock.time(
+    evaluation = _Evaluation(
+        kind="reconstruction",
+        generated=CrystalSet.of(f"reconstruction of {targets.name}", predictions, targets.ids),
+        known=known or Known(reference=targets),
+        runner=runner,
+        settings=settings,
+    )
+    evaluation.time(
         "reconstruction",
         lambda: reconstruction_metrics(
             targets.crystals, predictions, runner=runner, timeout_s=settings.timeout_s
         ).section(),
     )
-    known = known or Known(reference=targets)
-    others = _sections("reconstruction", generated, known, runner, settings, None, clock)
-    return EvaluationReport(
-        kind="reconstruction",
-        generated=generated,
-        reference=known.reference,
-        train=known.train,
-        sections=[matched, *others],
-        seconds=clock.seconds,
-        seed=settings.seed,
-        targets=targets.crystals,
-        predictions=predictions,
-    )
+    evaluation.judge()
+    return replace(evaluation.report(), targets=targets.crystals, predictions=predictions)
 
 
 def evaluate_csp(
@@ -127,33 +120,24 @@ def evaluate_csp(
     generated: CrystalSet,
     candidates: Candidates,
     runner: Runner,
-    settings: SuiteSettings,
+    settings: EvaluationSettings,
     ks: Sequence[int] | None = None,
     known: Known | None = None,
 ) -> EvaluationReport:
     """Match candidates for given targets, @1 and @k, and judge the candidates; see `csp_section`."""
-    clock = _Clock()
-    settings.chosen("csp")
-    matched = clock.time(
+    evaluation = _Evaluation(
+        kind="csp", generated=generated, known=known or Known(reference=targets), runner=runner, settings=settings
+    )
+    evaluation.time(
         "csp",
         lambda: csp_section(
             targets=targets.crystals, generated=generated.crystals, candidates=candidates, runner=runner, ks=ks,
             unreadable=len(generated.unreadable), target_ids=targets.ids, timeout_s=settings.timeout_s,
         ),
     )  # fmt: skip
-    known = known or Known(reference=targets)
-    others = _sections("csp", generated, known, runner, settings, None, clock)
-    return EvaluationReport(
-        kind="csp",
-        generated=generated,
-        reference=known.reference,
-        train=known.train,
-        sections=[matched, *others],
-        seconds=clock.seconds,
-        seed=settings.seed,
-        targets=targets.crystals[candidates.owner],
-        predictions=generated.crystals,
-    )
+    evaluation.judge()
+    wanted = targets.crystals[candidates.owner]
+    return replace(evaluation.report(), targets=wanted, predictions=generated.crystals)
 
 
 def evaluate_generation(
@@ -161,7 +145,7 @@ def evaluate_generation(
     generated: CrystalSet,
     known: Known,
     runner: Runner,
-    settings: SuiteSettings,
+    settings: EvaluationSettings,
     times: SamplingTimes | None = None,
 ) -> EvaluationReport:
     """Judge crystals that were generated for no target: validity, coverage, uniqueness, novelty, symmetry, stability.
@@ -170,93 +154,106 @@ def evaluate_generation(
     """
     if generated.total == 0:
         raise DataError(f"{generated.name}: expected at least one generated crystal, got none")
-    clock = _Clock()
-    return EvaluationReport(
-        kind="generation",
-        generated=generated,
-        reference=known.reference,
-        train=known.train,
-        sections=_sections("generation", generated, known, runner, settings, times, clock),
-        seconds=clock.seconds,
-        seed=settings.seed,
+    evaluation = _Evaluation(
+        kind="generation", generated=generated, known=known, runner=runner, settings=settings, times=times
     )
+    evaluation.judge()
+    return evaluation.report()
 
 
-def _sections(
-    kind: Kind,
-    generated: CrystalSet,
-    known: Known,
-    runner: Runner,
-    settings: SuiteSettings,
-    times: SamplingTimes | None,
-    clock: _Clock,
-) -> list[Section]:
-    crystals, reference = generated.crystals, known.reference.crystals
-    unreadable = len(generated.unreadable)
-    index = TrainIndex(known.train.crystals, timeout_s=settings.timeout_s) if known.train is not None else None
-    done: dict[str, Section] = {}
+class _Evaluation:
+    """One evaluation under way: its parts as they are finished, and how many seconds each took."""
 
-    def coverage() -> Section:
-        if settings.cutoffs is None:
-            reason = "no cut-offs are published for this data set: give coverage.structure and coverage.composition"
-            return Section(name="coverage", title="Coverage", skipped=reason)
-        return coverage_section(
-            generated=crystals, reference=reference, runner=runner, cutoffs=settings.cutoffs, unreadable=unreadable
-        )
-
-    def stability() -> Section:
-        if known.hull is None:
-            return Section(name="stability", title="Stability", skipped="no crystals to build a convex hull from")
-        columns = done["uniqueness"].per_crystal if "uniqueness" in done else {}
-        unique, novel = columns.get("unique"), columns.get("novel")
-
-        def classify(relaxed: CrystalBatch) -> tuple[Sequence[bool], Sequence[bool]]:
-            cells = ReducedCells(relaxed, timeout_s=settings.timeout_s)
-            found = valid_unique_novel(cells, index, runner=runner, only_valid=False)
-            return found.unique.tolist(), found.novel.tolist()
-
-        return stability_section(
-            generated=crystals, reference=reference, hull=known.hull.crystals, hull_name=known.hull.name, runner=runner,
-            potential=settings.potential, settings=settings.stability,
-            unique=None if unique is None else [bool(value) for value in unique],
-            novel=None if novel is None else [bool(value) for value in novel],
-            classify=None if index is None else classify, unreadable=unreadable,
-        )  # fmt: skip
-
-    parts: dict[str, Callable[[], Section]] = {
-        "validity": lambda: validity_section(
-            generated=crystals, reference=reference, unreadable=unreadable, tails=settings.range_tails,
-            oxidation_states=settings.oxidation_states, min_contact=settings.min_contact,
-        ),
-        "coverage": coverage,
-        "wasserstein": lambda: wasserstein_section(
-            generated=crystals, reference=reference, num_samples=settings.wasserstein_samples, seed=settings.seed
-        ),
-        "uniqueness": lambda: uniqueness_section(
-            generated=crystals, runner=runner, train=index, unreadable=unreadable, timeout_s=settings.timeout_s,
-            train_ids=None if known.train is None else known.train.ids,
-        ),
-        "symmetry": lambda: symmetry_section(
-            generated=crystals, reference=reference, runner=runner, tolerances=settings.symmetry_tolerances,
-            library=settings.symmetry_library, unreadable=unreadable,
-        ),
-        "stability": stability,
-        "speed": lambda: speed_section(times),
-    }  # fmt: skip
-    for name in settings.chosen(kind):
-        done[name] = clock.time(name, parts[name])
-    return list(done.values())
-
-
-class _Clock:
-    """Keeps how many seconds each part took."""
-
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        kind: Kind,
+        generated: CrystalSet,
+        known: Known,
+        runner: Runner,
+        settings: EvaluationSettings,
+        times: SamplingTimes | None = None,
+    ) -> None:
+        self.kind: Kind = kind
+        self.generated, self.known = generated, known
+        self.runner, self.settings, self.times = runner, settings, times
+        self.chosen = settings.chosen(kind)  # what is wrong with it is said before the long work
+        self.sections: dict[str, Section] = {}
         self.seconds: dict[str, float] = {}
 
-    def time(self, name: str, work: Callable[[], Section]) -> Section:
+    def judge(self) -> None:
+        """Work out the parts that judge generated crystals, those that were chosen."""
+        for name in self.chosen:
+            self.time(name, partial(self._section, name))
+
+    def time(self, name: str, work: Callable[[], Section]) -> None:
+        """Work out one part and keep it."""
         log.info("evaluating: %s", name)
         started = time.perf_counter()
-        section = work()
+        self.sections[name] = work()
         self.seconds[name] = float(np.round(time.perf_counter() - started, 3))
-        return section
+
+    def report(self) -> EvaluationReport:
+        """Return what was found."""
+        return EvaluationReport(
+            kind=self.kind,
+            generated=self.generated,
+            reference=self.known.reference,
+            train=self.known.train,
+            sections=list(self.sections.values()),
+            seconds=self.seconds,
+            seed=self.settings.seed,
+        )
+
+    @cached_property
+    def _train_index(self) -> TrainIndex | None:
+        train = self.known.train
+        return None if train is None else TrainIndex(train.crystals, timeout_s=self.settings.timeout_s)
+
+    def _section(self, name: str) -> Section:
+        """Work out one of the parts that judge generated crystals."""
+        settings, runner, unreadable = self.settings, self.runner, len(self.generated.unreadable)
+        generated, reference = self.generated.crystals, self.known.reference.crystals
+        if name == "validity":
+            return validity_section(
+                generated=generated, reference=reference, unreadable=unreadable, tails=settings.range_tails,
+                min_contact=settings.min_contact, oxidation_states=settings.oxidation_states,
+            )  # fmt: skip
+        if name == "coverage":
+            if settings.cutoffs is None:
+                reason = "no cut-offs are published for this data set: give coverage.structure and coverage.composition"
+                return Section(name="coverage", title="Coverage", skipped=reason)
+            return coverage_section(
+                generated=generated, reference=reference, runner=runner, cutoffs=settings.cutoffs, unreadable=unreadable
+            )
+        if name == "wasserstein":
+            return wasserstein_section(
+                generated=generated, reference=reference, num_samples=settings.wasserstein_samples, seed=settings.seed
+            )
+        if name == "uniqueness":
+            return uniqueness_section(
+                generated=generated, train=self._train_index, runner=runner, unreadable=unreadable,
+                timeout_s=settings.timeout_s, train_ids=None if self.known.train is None else self.known.train.ids,
+            )  # fmt: skip
+        if name == "symmetry":
+            return symmetry_section(
+                generated=generated, reference=reference, runner=runner, unreadable=unreadable,
+                tolerances=settings.symmetry_tolerances, library=settings.symmetry_library,
+            )  # fmt: skip
+        if name == "speed":
+            return speed_section(self.times)
+        if self.known.hull is None:
+            return Section(name="stability", title="Stability", skipped="no crystals to build a convex hull from")
+        columns = self.sections["uniqueness"].per_crystal if "uniqueness" in self.sections else {}
+        return stability_section(
+            generated=generated, reference=reference, hull=self.known.hull.crystals, hull_name=self.known.hull.name,
+            runner=runner, potential=settings.potential, settings=settings.stability, unreadable=unreadable,
+            unique=columns.get("unique"), novel=columns.get("novel"),
+            classify=None if self._train_index is None else self._classify,
+        )  # fmt: skip
+
+    def _classify(self, relaxed: CrystalBatch) -> tuple[Sequence[bool], Sequence[bool]]:
+        """Say of relaxed crystals which are unique among themselves, and which are not in the training set."""
+        cells = ReducedCells(relaxed, timeout_s=self.settings.timeout_s)
+        found = valid_unique_novel(cells, self._train_index, runner=self.runner, only_valid=False)
+        return found.unique.tolist(), found.novel.tolist()

@@ -1,36 +1,46 @@
-"""What an evaluation found: shown as tables, and written as JSON and as a page for the browser."""
+"""What an evaluation found, and the same as plain data."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.errors import OutputError
+from crystalvae.errors import DataError
 from crystalvae.evaluation.inputs import CrystalSet
 from crystalvae.evaluation.metric import Metric, Section
 from crystalvae.evaluation.speed import describe_machine
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
 Kind = Literal["reconstruction", "csp", "generation"]
 FORMAT_VERSION = 1
-JSON_NAME = "evaluation.json"
 PACKAGES = (
     "crystalvae", "torch", "numpy", "pandas", "scipy", "ase", "pymatgen", "pymatgen-core", "spglib", "moyopy", "SMACT",
     "matminer", "chgnet", "joblib",
 )  # fmt: skip
+
+
+def this_command() -> str:
+    """Return the command that this process was started with."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the version of Python and of those of `PACKAGES` that are installed."""
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,7 +48,10 @@ class EvaluationReport:
     """The parts of one evaluation, with what they are about.
 
     `reference` and `train` are what was compared with. Where there were targets, `targets` and `predictions` are
-    pairs, crystal i with crystal i, `predictions` in the order of `generated`. `extra` stands in the JSON as it is.
+    pairs, crystal i with crystal i, `predictions` in the order of `generated`. `seconds` is the time each part took;
+    `extra` stands in the JSON as it is.
+
+    Raises `DataError` for targets and predictions that do not pair up.
     """
 
     kind: Kind
@@ -50,8 +63,21 @@ class EvaluationReport:
     train: CrystalSet | None = None
     targets: CrystalBatch | None = None
     predictions: CrystalBatch | None = None
-    device: str = "cpu"
+    command: str = field(default_factory=this_command)
+    machine: Mapping[str, object] = field(default_factory=describe_machine)
+    versions: Mapping[str, str] = field(default_factory=installed_versions)
     extra: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = {"targets": self.targets, "predictions": self.predictions}
+        counts = {name: len(crystals) for name, crystals in given.items() if crystals is not None}
+        if len(counts) == 1:
+            raise DataError(f"targets and predictions go together, got {next(iter(counts))} only: give both")
+        if counts and set(counts.values()) != {len(self.generated.crystals)}:
+            raise DataError(
+                f"predictions: expected one for each of {counts['targets']} targets, in the order of the "
+                f"{len(self.generated.crystals)} generated crystals, got {counts['predictions']}"
+            )
 
     def metrics(self) -> dict[str, Metric]:
         """Return all metrics by name; one whose name an earlier part has used is given its part's in front."""
@@ -65,34 +91,39 @@ class EvaluationReport:
         """Return one part by name; `KeyError` where it was not worked out."""
         return {section.name: section for section in self.sections}[name]
 
+    def columns(self) -> dict[str, Sequence[object]]:
+        """Return the values per crystal by the column's name; of several parts that have one, the first part's."""
+        result: dict[str, Sequence[object]] = {}
+        for section in self.sections:
+            for name, values in section.per_crystal.items():
+                result.setdefault(name, values)
+        return result
+
+    def distributions(self, name: str) -> Mapping[str, Any]:
+        """Return what is to be drawn of a part; nothing where it was not worked out."""
+        return next((section.distributions for section in self.sections if section.name == name), {})
+
+    def inputs(self) -> dict[str, CrystalSet | None]:
+        """Return what was judged and compared, by its role."""
+        return {"generated": self.generated, "reference": self.reference, "train": self.train}
+
     def to_dict(self) -> dict[str, object]:
         """Return everything as plain data for JSON, numbers that are not finite as None."""
         metrics = self.metrics()
-        inputs = {"generated": self.generated, "reference": self.reference, "train": self.train}
         content: dict[str, object] = {
             "format_version": FORMAT_VERSION,
             "kind": self.kind,
             "name": self.generated.name,
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": self.command,
             "seed": self.seed,
-            "machine": describe_machine(self.device),
-            "versions": {"python": sys.version.split()[0], **installed_versions(PACKAGES)},
-            "seconds": dict(self.seconds),
-            "inputs": {role: None if entry is None else entry.to_dict() for role, entry in inputs.items()},
+            "machine": self.machine,
+            "versions": self.versions,
+            "seconds": self.seconds,
+            "inputs": {role: None if entry is None else entry.to_dict() for role, entry in self.inputs().items()},
             **self.extra,
             "metrics": {name: metric.value for name, metric in metrics.items()},
             "definitions": {name: metric.definition for name, metric in metrics.items()},
-            "sections": [
-                {
-                    "name": section.name,
-                    "title": section.title,
-                    "skipped": section.skipped,
-                    "settings": section.settings,
-                    "metrics": {name: asdict(metric) for name, metric in section.metrics.items()},
-                    "distributions": section.distributions,
-                }
-                for section in self.sections
-            ],
+            "sections": [_section(section) for section in self.sections],
             "per_crystal": {
                 "id": list(self.generated.ids),
                 **{
@@ -104,55 +135,22 @@ class EvaluationReport:
         }
         return {key: plain_data(value) for key, value in content.items()}
 
-    def write(self, output_dir: Path | str, *, html: bool = True) -> list[Path]:
-        """Write `evaluation.json` and, with `html`, `report.html` into a folder; returns their paths.
 
-        Each file is whole or not there. Raises `OutputError` where they cannot be written.
-        """
-        folder = Path(output_dir).expanduser()
-        content = self.to_dict()
-        paths = [write_json(content, folder / JSON_NAME)]
-        if html:
-            from crystalvae.evaluation.report import write_html_report
-
-            paths.append(
-                write_html_report(
-                    content,
-                    generated=self.generated.crystals,
-                    reference=self.reference.crystals,
-                    targets=self.targets,
-                    predictions=self.predictions,
-                    output_dir=folder,
-                )
-            )
-        return paths
-
-
-def write_json(content: Mapping[str, object], path: Path) -> Path:
-    """Write JSON, whole or not at all, and return the path; `OutputError` where it cannot be written."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}. Give another output_dir") from error
-    finally:
-        if partial.exists():
-            partial.unlink()
-    return path
-
-
-def installed_versions(packages: Sequence[str]) -> dict[str, str]:
-    """Return the versions of those packages that are installed."""
-    found: dict[str, str] = {}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def _section(section: Section) -> dict[str, object]:
+    content: dict[str, object] = {
+        "name": section.name,
+        "title": section.title,
+        "skipped": section.skipped,
+        "settings": section.settings,
+        "metrics": {name: asdict(metric) for name, metric in section.metrics.items()},
+        "distributions": section.distributions,
+    }
+    if section.references:
+        content["references"] = {
+            reference: {name: asdict(metric) for name, metric in metrics.items()}
+            for reference, metrics in section.references.items()
+        }
+    return content
 
 
 def plain_data(value: object) -> object:
@@ -168,36 +166,3 @@ def plain_data(value: object) -> object:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain_data(entry) for entry in value]
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
-
-
-def format_tables(report: EvaluationReport) -> list[RenderableType]:
-    """Return a table for each part, for `rich`'s console, and a line for each one that was skipped."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    shown: list[RenderableType] = []
-    for section in report.sections:
-        if section.skipped:
-            shown.append(f"[bold]{escape(section.title)}[/] skipped: {escape(section.skipped)}")
-            continue
-        table = Table(title=f"{section.title}: {escape(report.generated.name)}", title_justify="left")
-        table.add_column("measure", no_wrap=True)
-        table.add_column("value", justify="right", no_wrap=True)
-        table.add_column("definition")
-        for name, metric in section.metrics.items():
-            table.add_row(name, format_value(metric), escape(metric.definition))
-        shown.append(table)
-        missing = [f"{name}: {text}" for name, text in section.settings.items() if str(text).startswith("left out")]
-        shown.extend(f"[yellow]{escape(line)}[/]" for line in missing)
-    return shown
-
-
-def format_value(metric: Metric) -> str:
-    """Return a metric's number as people read it: shares in percent, others with their unit."""
-    if metric.value is None or (isinstance(metric.value, float) and math.isnan(metric.value)):
-        return "none"
-    if metric.unit == "share":
-        return f"{metric.value:.2%}"
-    space = "" if metric.unit in {"", "°"} else " "
-    number = str(metric.value) if isinstance(metric.value, int) else f"{metric.value:.4f}"
-    return f"{number}{space}{metric.unit}"

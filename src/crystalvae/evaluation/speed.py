@@ -1,4 +1,4 @@
-"""Speed of sampling, with the machine it was had on."""
+"""Speed of sampling, and the machine it was measured on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from crystalvae.errors import ConfigError
-from crystalvae.evaluation.metric import Metric, Section
+from crystalvae.evaluation.metric import HERE, Metric, Section
 
 log = logging.getLogger(__name__)
 
@@ -78,22 +78,15 @@ def speed_section(times: SamplingTimes | None) -> Section:
                 times.samples_per_second,
                 f"crystals sampled a second {on}: median of {len(times.seconds)} rounds of {times.samples}, from noise "
                 "to crystals in memory, after a round that does not count; no files are written",
-                "this package",
-                "1/s",
-                "higher",
-                times.samples,
+                HERE, "1/s", "higher", times.samples,
             ),
             "seconds_per_1000": Metric(
-                1000 / times.samples_per_second,
-                f"seconds for 1000 crystals {on}, from samples_per_second",
-                "this package",
-                "s",
-                "lower",
-                times.samples,
+                1000 / times.samples_per_second, f"seconds for 1000 crystals {on}, from samples_per_second",
+                HERE, "s", "lower", times.samples,
             ),
         },
         settings={"rounds_s": [round(value, 4) for value in times.seconds], "machine": machine},
-    )
+    )  # fmt: skip
 
 
 def describe_machine(device: torch.device | str = "cpu") -> dict[str, object]:

@@ -5,7 +5,6 @@ Worker processes import this module, so it stays clear of torch: they start in a
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crystalvae.data.symmetry import moyo_dataset
-from crystalvae.evaluation.matching.structure_matcher import Arrays, problem, structure
-from crystalvae.evaluation.parallel.time_limit import TimedOutError, time_limit
+from crystalvae.evaluation.crystal_arrays import Arrays, problem, structure
+from crystalvae.evaluation.parallel.attempt import Failure, attempt
 
 if TYPE_CHECKING:
     from matminer.featurizers.composition.composite import ElementProperty
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 STRUCTURE_LENGTH, COMPOSITION_LENGTH = 61, 132
 MIN_VOLUME_PER_ATOM = 0.03
-"""Denser cells (Å^3 an atom) have no structure fingerprint: 50,000 atoms and more lie within CrystalNN's 7 Å."""
+"""Denser cells (Å^3 per atom) have no structure fingerprint: 50,000 atoms and more lie within CrystalNN's 7 Å."""
 ORBIT_SYMPREC = 1e-3
 """Å; closer than any distance CrystalNN can tell apart."""
 INSTALL = 'needs matminer: pip install "crystalvae[evaluation]"'
@@ -37,35 +36,28 @@ def structure_fingerprint(crystal: Arrays, *, timeout_s: float | None = None) ->
     """Return the mean over sites of matminer's `CrystalNNFingerprint`, preset ops, as 61 numbers in `fingerprint`.
 
     Atoms that a symmetry of the crystal maps onto each other have the same surroundings, so one of each orbit is looked
-    at and counts as often as its orbit has atoms. Without a fingerprint the result has only `failure`, which says why.
+    at and counts as often as its orbit has atoms. Without a fingerprint the result is a failure's: `failure` says why.
     """
+
+    def fingerprint() -> list[float]:
+        whole = structure(crystal)
+        representatives, multiplicities = np.unique(equivalent_atoms(crystal), return_counts=True)
+        sites = [_site_featurizer().featurize(whole, int(index)) for index in representatives]
+        return np.average(np.array(sites, dtype=float), axis=0, weights=multiplicities).tolist()
+
     reason = problem(crystal)
     if not reason:
         volume = abs(float(np.linalg.det(crystal[2]))) / len(crystal[0])
-        reason = f"volume of {volume:.3g} Å^3 an atom" if volume < MIN_VOLUME_PER_ATOM else ""
-    if reason:
-        return {"failure": reason}
-    try:
-        with warnings.catch_warnings(), time_limit(timeout_s):
-            warnings.simplefilter("ignore")
-            whole = structure(crystal)
-            representatives, multiplicities = np.unique(equivalent_atoms(crystal), return_counts=True)
-            sites = [_site_featurizer().featurize(whole, int(index)) for index in representatives]
-            mean = np.average(np.array(sites, dtype=float), axis=0, weights=multiplicities)
-            return {"fingerprint": mean.tolist()}
-    except TimedOutError:
-        return {"failure": f"no fingerprint within {timeout_s:g} s"}
-    except Exception as error:  # noqa: BLE001 - any error for one crystal must not take down the others
-        return {"failure": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+        reason = f"volume of {volume:.3g} Å^3 per atom" if volume < MIN_VOLUME_PER_ATOM else ""
+    found = Failure(reason) if reason else attempt(fingerprint, timeout_s=timeout_s, wanted="fingerprint")
+    return found.to_dict() if isinstance(found, Failure) else {"fingerprint": found}
 
 
 def equivalent_atoms(crystal: Arrays) -> np.ndarray:
     """Return for each of n atoms the first atom of its orbit under the space group found at `ORBIT_SYMPREC`."""
-    numbers, frac_coords, lattice = crystal
-    try:
-        return np.array(moyo_dataset(numbers, frac_coords, lattice, ORBIT_SYMPREC).orbits)
-    except Exception:  # noqa: BLE001 - moyo knows no symmetry of some strange cells: then every atom stands for itself
-        return np.arange(len(numbers))
+    dataset = attempt(lambda: moyo_dataset(*crystal, ORBIT_SYMPREC))
+    # moyo knows no symmetry of some strange cells: then every atom stands for itself.
+    return np.arange(len(crystal[0])) if isinstance(dataset, Failure) else np.array(dataset.orbits)
 
 
 def composition_fingerprint(composition: tuple[tuple[int, int], ...]) -> dict[str, object]:
@@ -75,13 +67,12 @@ def composition_fingerprint(composition: tuple[tuple[int, int], ...]) -> dict[st
     """
     from pymatgen.core import Composition, Element
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            elements = Composition({Element.from_Z(number): count for number, count in composition})
-            return {"fingerprint": [float(value) for value in _composition_featurizer().featurize(elements)]}
-    except Exception as error:  # noqa: BLE001 - any error for one composition must not take down the others
-        return {"failure": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+    def fingerprint() -> list[float]:
+        elements = Composition({Element.from_Z(number): count for number, count in composition})
+        return [float(value) for value in _composition_featurizer().featurize(elements)]
+
+    found = attempt(fingerprint)
+    return found.to_dict() if isinstance(found, Failure) else {"fingerprint": found}
 
 
 @cache

@@ -1,48 +1,34 @@
-"""Match rates and RMS displacements of predictions, at any number of candidates a target, gated or not."""
+"""Match rates and RMS displacements of predictions, at any number of candidates per target, gated or not."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.evaluation.matching.candidates import Candidates
 from crystalvae.evaluation.matching.pairs import STRICT_TOLERANCES, TOLERANCES, PairMatch
-from crystalvae.evaluation.metric import Metric
+from crystalvae.evaluation.metric import CDVAE, DIFFCSP, Metric
 from crystalvae.evaluation.novelty.uniqueness import valid_crystals
 from crystalvae.evaluation.validity.composition import INSTALL, PUBLISHED_STATES, smact_installed, smact_settings
 
-CDVAE = "CDVAE (Xie et al. 2022, arXiv:2110.06197) and its code"
-DIFFCSP = "DiffCSP (Jiao et al. 2023, arXiv:2309.04475) and its code"
 GATES = {
     "": ("", f"the tolerances: {CDVAE}; that only the matcher decides: OMatG (Höllmer et al. 2025, arXiv:2502.02582)"),
     "_strict": (", at pymatgen's default tolerances, `strict_tolerances`", "pymatgen"),
     "_gated": (
         ", where only predictions that are valid in structure and composition, of targets that are too, can match",
-        f"{DIFFCSP} @1; FlowMM (Miller et al. 2024, arXiv:2406.04713) @1",
+        f"{DIFFCSP} and its code @1; FlowMM (Miller et al. 2024, arXiv:2406.04713) @1",
     ),
     "_gated_prediction": (
         ", where only predictions that are valid in structure and composition can match",
-        f"{CDVAE}; {DIFFCSP} @k, k > 1",
+        f"{CDVAE}; {DIFFCSP} and its code @k, k > 1",
     ),
 }
 """By ending of the metric's name: what is different about it, and whose definition it is."""
-
-
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """M predictions for T targets.
-
-    `owner` is the target of each, `rank` its place among the target's candidates, from 0. A place may be empty: a
-    crystal that could not be read is no match.
-    """
-
-    owner: Int[np.ndarray, "M"]
-    rank: Int[np.ndarray, "M"]
-    targets: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,20 +74,18 @@ def match_metrics(
         matched = best[np.isfinite(best)]
         difference, source = GATES[gate]
         tolerances = STRICT_TOLERANCES if gate == "_strict" else TOLERANCES
-        result[f"match_rate{gate}{ending}"] = Metric(
-            value=len(matched) / candidates.targets if candidates.targets else None,
-            definition="share of all targets, failed ones included, that StructureMatcher matches at "
+        result[f"match_rate{gate}{ending}"] = Metric.share(
+            len(matched),
+            candidates.targets,
+            "share of all targets, failed ones included, that StructureMatcher matches at "
             f"{tuple(tolerances.values())} (ltol, stol, angle_tol){best_of}{difference}",
-            source=source,
-            unit="share",
-            better="higher",
-            count=candidates.targets,
+            source,
         )
         result[f"rmse{gate}{ending}"] = Metric(
-            value=math.fsum(matched) / len(matched) if len(matched) else None,
-            definition="mean over the matched targets of the RMS displacement divided by (V/n)^(1/3), as "
+            math.fsum(matched) / len(matched) if len(matched) else None,
+            "mean over the matched targets of the RMS displacement divided by (V/n)^(1/3), as "
             f"get_rms_dist(prediction, target) gives it{best_of}{difference}",
-            source=source,
+            source,
             better="lower",
             count=len(matched),
         )
@@ -117,19 +101,19 @@ def best_per_target(rms: Float[np.ndarray, "M"], candidates: Candidates) -> Floa
 
 def failure_metrics(pairs: Sequence[PairMatch], unreadable: int = 0) -> dict[str, Metric]:
     """Return how often the matcher gave no answer, and how often that was for lack of time."""
-    counts: Mapping[str, tuple[int, str]] = {
-        "failed": (
-            sum(pair.failure is not None for pair in pairs) + unreadable,
-            "predictions for which the matcher gave no answer, unreadable ones included; they count as no match",
-        ),
-        "timed_out": (
-            sum(pair.timed_out for pair in pairs),
-            "of `failed`, those for which `timeout_s` was not enough",
-        ),
-    }
+    failed = sum(pair.failure is not None for pair in pairs) + unreadable
+    timed_out = sum(pair.timed_out for pair in pairs)
+    total = len(pairs) + unreadable
     return {
-        name: Metric(value, definition, "this package", better="lower", count=len(pairs) + unreadable)
-        for name, (value, definition) in counts.items()
+        "failed": Metric(
+            failed,
+            "predictions for which the matcher gave no answer, unreadable ones included; they count as no match",
+            better="lower",
+            count=total,
+        ),
+        "timed_out": Metric(
+            timed_out, "of `failed`, those for which `timeout_s` was not enough", better="lower", count=total
+        ),
     }
 
 

@@ -5,19 +5,17 @@ Worker processes import this module, so it stays clear of torch: they start in a
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypedDict
 
-import numpy as np
-
-from crystalvae.evaluation.matching.structure_matcher import Arrays, problem, structure
+from crystalvae.evaluation.crystal_arrays import Arrays, problem, reduced_composition, structure
+from crystalvae.evaluation.matching.structure_matcher import forget_reduced_cells
+from crystalvae.evaluation.parallel.attempt import Failure, attempt
 from crystalvae.evaluation.parallel.runner import Runner
-from crystalvae.evaluation.parallel.time_limit import TimedOutError, check_time_limit, time_limit
+from crystalvae.evaluation.parallel.time_limit import check_time_limit
 
 if TYPE_CHECKING:
     from pymatgen.analysis.structure_matcher import StructureMatcher
@@ -75,55 +73,39 @@ def match_pairs(
         list(zip(targets, predictions, strict=True)),
         description="matching structures",
         namespace=f"match/{_VERSION}/{version('pymatgen-core')}/{TOLERANCES}/{STRICT_TOLERANCES}",
-        keep=_repeatable,
+        keep=lambda result: not result["timed_out"],
     )
     return [PairMatch(**entry) for entry in found]
 
 
-def match_pair(target: Arrays, prediction: Arrays) -> PairMatch:
+def match_pair(target: Arrays, prediction: Arrays, *, timeout_s: float | None = None) -> PairMatch:
     """Match one pair at both tolerances; what goes wrong inside pymatgen is reported as `failure`."""
     for name, crystal in (("target", target), ("prediction", prediction)):
         if reason := problem(crystal):
             return PairMatch(failure=f"{name}: {reason}")
-    if _reduced_composition(target[0]) != _reduced_composition(prediction[0]):
+    if reduced_composition(target[0]) != reduced_composition(prediction[0]):
         # Matching is one to one between primitive cells and elements, so pymatgen's answer can only be None.
         return PairMatch()
+    found = attempt(lambda: _displacements(target, prediction), timeout_s=timeout_s)
+    if isinstance(found, Failure):
+        return PairMatch(failure=found.reason, timed_out=found.timed_out)
+    return found
+
+
+def _displacements(target: Arrays, prediction: Arrays) -> PairMatch:
     loose, strict = _matchers()
-    # pymatgen keeps reduced cells of earlier structures and finds them again within a tolerance; without those a result
-    # cannot depend on what was matched before it in the same process.
-    clear = getattr(getattr(type(loose), "_get_reduced_istructure", None), "cache_clear", None)
-    if clear is not None:
-        clear()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            first, second = structure(prediction), structure(target)
-            rms = loose.get_rms_dist(first, second)
-            # What matches strictly also matches loosely: every mapping tried there is tried here.
-            rms_strict = strict.get_rms_dist(first, second) if rms is not None else None
-    except Exception as error:  # noqa: BLE001 - any error for one pair must not take down the others
-        return PairMatch(failure=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    forget_reduced_cells()
+    first, second = structure(prediction), structure(target)
+    rms = loose.get_rms_dist(first, second)
+    # What matches strictly also matches loosely: every mapping tried there is tried here.
+    rms_strict = strict.get_rms_dist(first, second) if rms is not None else None
     return PairMatch(
         rms=None if rms is None else float(rms[0]), rms_strict=None if rms_strict is None else float(rms_strict[0])
     )
 
 
 def _match_item(item: tuple[Arrays, Arrays], *, timeout_s: float | None) -> dict[str, Any]:
-    try:
-        with time_limit(timeout_s):
-            return asdict(match_pair(*item))
-    except TimedOutError:
-        return asdict(PairMatch(failure=f"no answer within {timeout_s:g} s", timed_out=True))
-
-
-def _repeatable(result: Mapping[str, Any]) -> bool:
-    return not result["timed_out"]
-
-
-def _reduced_composition(numbers: np.ndarray) -> list[tuple[int, int]]:
-    elements, counts = np.unique(numbers, return_counts=True)
-    divisor = math.gcd(*counts.tolist()) or 1
-    return [(int(z), int(count) // divisor) for z, count in zip(elements, counts, strict=True)]
+    return asdict(match_pair(*item, timeout_s=timeout_s))
 
 
 @cache

@@ -20,7 +20,6 @@ STRICT = (
     "MatterGen (Zeni et al. 2025, doi:10.1038/s41586-025-08628-5; its matcher for ordered crystals), FlowMM, Chemeleon2"
 )
 LOOSE = "CDVAE's tolerances of reconstruction (Xie et al. 2022, arXiv:2110.06197)"
-HERE = "this package"
 
 
 def uniqueness_section(
@@ -41,7 +40,7 @@ def uniqueness_section(
     it leaves undecided, and those without a primitive cell (no volume, numbers that are not finite), count as neither
     unique nor novel. With `train_ids` the matching crystal of the training set is named for each crystal.
 
-    Raises `ConfigError` for an impossible `timeout_s`, `DataError` unless `valid` has one value a crystal.
+    Raises `ConfigError` for an impossible `timeout_s`, `DataError` unless `valid` has one value per crystal.
     """
     index = TrainIndex(train, timeout_s=timeout_s) if isinstance(train, CrystalBatch) else train
     settings: dict[str, object] = {"pymatgen_version": version("pymatgen-core"), "timeout_s": timeout_s}
@@ -87,46 +86,35 @@ def _metrics(
         shares["unique_novel"] = (found.unique & found.novel, "crystals that are unique and novel")
     if novelty and validity:
         shares["vun"] = (found.vun, "V.U.N.: crystals that are valid (structure and composition), unique and novel")
-    result = {
-        f"{name}{ending}": Metric(
-            value=int(mask.sum()) / total if total else None,
-            definition=f"share of {text}; equal is what StructureMatcher fits at (ltol, stol, angle_tol) = {tolerance}",
-            source=source,
-            unit="share",
-            better="higher",
+    equal = f"equal is what StructureMatcher fits at (ltol, stol, angle_tol) = {tolerance}"
+    return {
+        **{
+            f"{name}{ending}": Metric.share(mask, total, f"share of {text}; {equal}", source)
+            for name, (mask, text) in shares.items()
+        },
+        f"undecided{ending}": Metric(
+            len(found.undecided),
+            "crystals without an answer (no primitive cell, an error or no time left in a comparison), which count as "
+            "not unique or not novel",
+            unit="crystals",
+            better="lower",
             count=total,
-        )
-        for name, (mask, text) in shares.items()
+        ),
     }
-    result[f"undecided{ending}"] = Metric(
-        value=len(found.undecided),
-        definition="crystals without an answer (no primitive cell, an error or no time left in a comparison), "
-        "which count as not unique or not novel",
-        source=HERE,
-        unit="crystals",
-        better="lower",
-        count=total,
-    )
-    return result
 
 
 def _formula_metrics(cells: ReducedCells, index: TrainIndex | None, total: int) -> dict[str, Metric]:
-    formulas = set(cells.compositions)
-    shares = {"unique_formula": (len(formulas), "number of different reduced formulas over the number of crystals")}
+    different = len(set(cells.compositions))
+    metrics = {
+        "unique_formula": Metric.share(
+            different, total, "number of different reduced formulas over the number of crystals"
+        )
+    }
     if index is not None:
         new = sum(composition not in index for composition in cells.compositions)
-        shares["novel_formula"] = (new, "share of crystals whose reduced formula is not in the training set")
-    return {
-        name: Metric(
-            value=number / total if total else None,
-            definition=definition,
-            source=HERE,
-            unit="share",
-            better="higher",
-            count=total,
-        )
-        for name, (number, definition) in shares.items()
-    }
+        definition = "share of crystals whose reduced formula is not in the training set"
+        metrics["novel_formula"] = Metric.share(new, total, definition)
+    return metrics
 
 
 def _columns(

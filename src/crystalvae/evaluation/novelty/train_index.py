@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 
 import numpy as np
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.evaluation.matching.structure_matcher import Arrays, reduce_cell
+from crystalvae.evaluation.crystal_arrays import Arrays, Composition
+from crystalvae.evaluation.matching.structure_matcher import reduce_cell
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.parallel.time_limit import check_time_limit
-from crystalvae.evaluation.validity.composition import Composition, reduced_compositions
+from crystalvae.evaluation.validity.composition import reduced_compositions
 
 TIMEOUT_S = 60.0
 """Seconds that one comparison, or one search for a primitive cell, may take."""
@@ -43,7 +44,6 @@ class ReducedCells:
             self.crystals[missing].to_arrays(),
             description="primitive cells",
             namespace=f"primitive Niggli cell, pymatgen {version('pymatgen-core')}",
-            keep=is_repeatable,
         )
         for index, cell in zip(missing, reduced, strict=True):
             if "failure" in cell:
@@ -78,10 +78,3 @@ class TrainIndex:
     def candidates(self, composition: Composition) -> list[int]:
         """Return the numbers of the crystals of a composition, in order."""
         return self._by_composition.get(composition, [])
-
-
-def is_repeatable(result: Mapping[str, object]) -> bool:
-    """Say whether a result does not depend on how fast the machine is."""
-    failure = result.get("failure")
-    failures = failure if isinstance(failure, list) else [failure]
-    return not any(isinstance(entry, str) and "within" in entry for entry in failures)

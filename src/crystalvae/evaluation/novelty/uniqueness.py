@@ -15,10 +15,11 @@ from jaxtyping import Bool, Int
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import DataError
-from crystalvae.evaluation.matching.structure_matcher import Arrays, Tolerance, first_match, first_of_groups
-from crystalvae.evaluation.novelty.train_index import TIMEOUT_S, ReducedCells, TrainIndex, is_repeatable
+from crystalvae.evaluation.crystal_arrays import Arrays, Composition
+from crystalvae.evaluation.matching.structure_matcher import Tolerance, first_match, first_of_groups
+from crystalvae.evaluation.novelty.train_index import TIMEOUT_S, ReducedCells, TrainIndex
 from crystalvae.evaluation.parallel.runner import Runner
-from crystalvae.evaluation.validity.composition import Composition, check_compositions, reduced_compositions
+from crystalvae.evaluation.validity.composition import check_compositions, reduced_compositions
 from crystalvae.evaluation.validity.structure import describe
 
 TOLERANCES: Mapping[str, Tolerance] = {"": (0.2, 0.3, 5.0), "_loose": (0.3, 0.5, 10.0)}
@@ -82,7 +83,7 @@ def valid_unique_novel(
     `valid` defaults to `valid_crystals`, `runner` to this process alone without a progress bar. `ReducedCells` of the
     generated crystals can be given instead of a batch, to compare them twice.
 
-    Raises `DataError` unless `valid` has one value a crystal.
+    Raises `DataError` unless `valid` has one value per crystal.
     """
     runner = runner or Runner(n_jobs=1, progress=False)
     timeout_s = train_index.cells.timeout_s if train_index is not None else TIMEOUT_S
@@ -92,84 +93,43 @@ def valid_unique_novel(
         raise DataError(f"valid: expected one value for each of {len(cells)} crystals, got shape {valid.shape}")
     order = (np.flatnonzero(valid) if only_valid else np.argsort(~valid, kind="stable")).tolist()
     reduced = cells.get(order, runner)
-    undecided = {index: cells.failures[index] for index in order if index in cells.failures}
+    known = [i for i in order if i in reduced]
     comparison = _Comparison(tolerance, cells.timeout_s, runner)
-    first = comparison.groups([i for i in order if i in reduced], cells.compositions, reduced, undecided)
-    unique = first == np.arange(len(cells))
-    asked = [i for i in order if i in reduced and (unique[i] or not only_valid)]
+    groups = _Groups(comparison, cells.compositions, reduced)
+    groups.find(known)
+    unique = groups.first == np.arange(len(cells))
+    asked = [i for i in known if unique[i] or not only_valid]
     train_match, unclear = comparison.train_matches(asked, cells.compositions, reduced, train_index)
     novel = np.zeros(len(cells), dtype=bool)
     novel[[i for i in asked if train_match[i] < 0 and i not in unclear]] = True
-    undecided |= unclear
+    without_cell = {index: cells.failures[index] for index in order if index in cells.failures}
     return ValidUniqueNovel(
-        valid=valid, unique=unique, novel=novel, first=first, train_match=train_match, undecided=undecided
+        valid=valid,
+        unique=unique,
+        novel=novel,
+        first=groups.first,
+        train_match=train_match,
+        undecided={**without_cell, **groups.undecided, **unclear},
     )
 
 
 @dataclass(frozen=True)
 class _Comparison:
+    """How reduced crystals are compared."""
+
     tolerance: Tolerance
     timeout_s: float | None
     runner: Runner
 
-    def groups(
-        self,
-        order: Sequence[int],
-        compositions: Sequence[Composition],
-        cells: Mapping[int, Arrays],
-        undecided: dict[int, str],
-    ) -> Int[np.ndarray, "B"]:
-        """Return the first crystal of each one's group, -1 where there was no answer, which goes into `undecided`."""
-        first = np.full(len(compositions), -1, dtype=np.int64)
-        waiting: dict[tuple[Composition, int], list[int]] = defaultdict(list)
-        for index in order:  # equal crystals have equal compositions and as many atoms in the primitive cell
-            waiting[compositions[index], len(cells[index][0])].append(index)
-        rest = list(waiting.values())
-        while rest:
-            heads = [members[:AT_ONCE] for members in rest]
-            several = [head for head in heads if len(head) > 1]
-            answers = self._map(first_of_groups, [[cells[i] for i in head] for head in several], "finding duplicates")
-            for head in heads:
-                if len(head) == 1:
-                    first[head[0]] = head[0]
-            for head, answer in zip(several, answers, strict=True):
-                for index, position, failure in zip(head, answer["first"], answer["failure"], strict=True):
-                    if position is None:
-                        undecided[index] = failure
-                    else:
-                        first[index] = head[position]
-            rest = self._join(
-                [
-                    (members[AT_ONCE:], [i for i in head if first[i] == i])
-                    for members, head in zip(rest, heads, strict=True)
-                ],
-                cells,
-                first,
-                undecided,
-            )
-        return first
-
-    def _join(
-        self,
-        groups: Sequence[tuple[list[int], list[int]]],
-        cells: Mapping[int, Arrays],
-        first: Int[np.ndarray, "B"],
-        undecided: dict[int, str],
-    ) -> list[list[int]]:
-        """Let crystals join the groups that others opened; returns those that are left, by composition."""
-        pairs = [(index, openers) for members, openers in groups for index in members]
-        items = [(cells[index], [cells[i] for i in openers]) for index, openers in pairs]
-        answers = self._map(first_match, items, "finding duplicates")
-        joined: set[int] = set()
-        for (index, openers), answer in zip(pairs, answers, strict=True):
-            if answer["match"] is not None:
-                first[index] = openers[answer["match"]]
-                joined.add(index)
-            elif answer["failure"] is not None:
-                undecided[index] = answer["failure"]
-                joined.add(index)
-        left = [[index for index in members if index not in joined] for members, _ in groups]
-        return [members for members in left if members]
+    def map(
+        self, function: Callable[..., dict[str, Any]], items: Sequence[Any], description: str
+    ) -> list[dict[str, Any]]:
+        return self.runner.map(
+            partial(function, tolerance=self.tolerance, timeout_s=self.timeout_s),
+            items,
+            description=description,
+            namespace=f"{function.__name__}, tolerance {self.tolerance}, pymatgen {version('pymatgen-core')}",
+        )
 
     def train_matches(
         self,
@@ -182,18 +142,15 @@ class _Comparison:
         found = np.full(len(compositions), -1, dtype=np.int64)
         if train_index is None:
             return found, {}
-        wanted = [i for i in indices if compositions[i] in train_index]
-        train_cells = train_index.cells.get(
-            [j for i in wanted for j in train_index.candidates(compositions[i])], self.runner
-        )
+        wanted = {i: train_index.candidates(compositions[i]) for i in indices if compositions[i] in train_index}
+        train_cells = train_index.cells.get([j for candidates in wanted.values() for j in candidates], self.runner)
         pairs = []
-        for i in wanted:
-            candidates = [j for j in train_index.candidates(compositions[i]) if j in train_cells]
-            candidates = [j for j in candidates if len(train_cells[j][0]) == len(cells[i][0])]
+        for i, possible in wanted.items():
+            candidates = [j for j in possible if j in train_cells and len(train_cells[j][0]) == len(cells[i][0])]
             if candidates:
                 pairs.append((i, candidates))
         items = [(cells[i], [train_cells[j] for j in candidates]) for i, candidates in pairs]
-        answers = self._map(first_match, items, "looking in the training set")
+        answers = self.map(first_match, items, "looking in the training set")
         unclear: dict[int, str] = {}
         for (i, candidates), answer in zip(pairs, answers, strict=True):
             if answer["match"] is not None:
@@ -202,13 +159,60 @@ class _Comparison:
                 unclear[i] = answer["failure"]
         return found, unclear
 
-    def _map(
-        self, function: Callable[..., dict[str, Any]], items: Sequence[Any], description: str
-    ) -> list[dict[str, Any]]:
-        return self.runner.map(
-            partial(function, tolerance=self.tolerance, timeout_s=self.timeout_s),
-            items,
-            description=description,
-            namespace=f"{function.__name__}, tolerance {self.tolerance}, pymatgen {version('pymatgen-core')}",
-            keep=is_repeatable,
-        )
+
+class _Groups:
+    """Groups of equal crystals, as they are found: the first of each one's group, -1 where there was no answer."""
+
+    def __init__(
+        self, comparison: _Comparison, compositions: Sequence[Composition], cells: Mapping[int, Arrays]
+    ) -> None:
+        self.first: Int[np.ndarray, "B"] = np.full(len(compositions), -1, dtype=np.int64)
+        self.undecided: dict[int, str] = {}
+        self._comparison, self._compositions, self._cells = comparison, compositions, cells
+
+    def find(self, order: Sequence[int]) -> None:
+        """Form the groups of some crystals, earlier ones standing for later ones."""
+        waiting: dict[tuple[Composition, int], list[int]] = defaultdict(list)
+        for index in order:  # equal crystals have equal compositions and as many atoms in the primitive cell
+            waiting[self._compositions[index], len(self._cells[index][0])].append(index)
+        rest = list(waiting.values())
+        while rest:
+            heads = [members[:AT_ONCE] for members in rest]
+            self._open(heads)
+            rest = self._join(
+                [
+                    (members[AT_ONCE:], [i for i in head if self.first[i] == i])
+                    for members, head in zip(rest, heads, strict=True)
+                ]
+            )
+
+    def _open(self, heads: Sequence[list[int]]) -> None:
+        """Group a few crystals of each composition."""
+        for head in heads:
+            if len(head) == 1:
+                self.first[head[0]] = head[0]
+        several = [head for head in heads if len(head) > 1]
+        items = [[self._cells[i] for i in head] for head in several]
+        answers = self._comparison.map(first_of_groups, items, "finding duplicates")
+        for head, answer in zip(several, answers, strict=True):
+            for index, position, failure in zip(head, answer["first"], answer["failure"], strict=True):
+                if position is None:
+                    self.undecided[index] = failure
+                else:
+                    self.first[index] = head[position]
+
+    def _join(self, groups: Sequence[tuple[list[int], list[int]]]) -> list[list[int]]:
+        """Let crystals join the groups that others opened; returns those that are left, by composition."""
+        pairs = [(index, openers) for members, openers in groups for index in members]
+        items = [(self._cells[index], [self._cells[i] for i in openers]) for index, openers in pairs]
+        answers = self._comparison.map(first_match, items, "finding duplicates")
+        joined: set[int] = set()
+        for (index, openers), answer in zip(pairs, answers, strict=True):
+            if answer["match"] is not None:
+                self.first[index] = openers[answer["match"]]
+                joined.add(index)
+            elif answer["failure"] is not None:
+                self.undecided[index] = answer["failure"]
+                joined.add(index)
+        left = [[index for index in members if index not in joined] for members, _ in groups]
+        return [members for members in left if members]

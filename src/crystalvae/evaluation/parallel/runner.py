@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from crystalvae.errors import ConfigError, EvaluationError
+from crystalvae.evaluation.parallel.attempt import is_repeatable
 from crystalvae.evaluation.parallel.cache import ResultCache, content_hash, dump, load
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ EXTRAS = {"dask": "distributed", "ray": "ray"}
 class Runner:
     """How many small tasks are run: processes, joblib backend, results kept between runs, progress bar.
 
-    `n_jobs` is joblib's: -1 for one process a core, 1 for none but this one. `backend` is the name of any joblib
+    `n_jobs` is joblib's: -1 for one process per core, 1 for none but this one. `backend` is the name of any joblib
     backend; `loky` is a pool of processes on this machine, `dask` and `ray` send the tasks to a cluster: `address` is
     the Dask scheduler's (None: the current client, or the one that Dask's own settings name, else a cluster on this
     machine). With `cache`, results are found by content, so a second run is quick and a stopped one resumes.
@@ -74,7 +75,7 @@ class Runner:
         description: str,
         namespace: str,
         chunk: int = 16,
-        keep: Callable[[Any], bool] | None = None,
+        keep: Callable[[Any], bool] = is_repeatable,
     ) -> list[Any]:
         """Return `function(item)` for each item, in the items' order.
 
@@ -87,8 +88,8 @@ class Runner:
             namespace: Names the function, its settings and the versions of the libraries that decide: a result is
                 found again under the hash of namespace and item, so whatever changes results must change this.
             chunk: How many items are sent to a worker at once.
-            keep: Says of a result whether it goes into the cache; None for all. What depends on the machine, such as
-                running out of time, should not.
+            keep: Says of a result whether it goes into the cache; by default all do but those whose `passing` is true.
+                What depends on the machine, such as running out of time, should not.
 
         Raises `EvaluationError` where a worker process dies; the results until then are kept.
         """
@@ -167,13 +168,13 @@ class Runner:
 class _Saver:
     """Writes results to the cache every few seconds."""
 
-    def __init__(self, cache: ResultCache | None, keep: Callable[[Any], bool] | None) -> None:
+    def __init__(self, cache: ResultCache | None, keep: Callable[[Any], bool]) -> None:
         self.cache, self.keep = cache, keep
         self.pending: dict[bytes, str] = {}
         self.saved = time.monotonic()
 
     def add(self, key: bytes, text: str, result: object) -> None:
-        if self.cache is None or (self.keep is not None and not self.keep(result)):
+        if self.cache is None or not self.keep(result):
             return
         self.pending[key] = text
         if time.monotonic() - self.saved > SAVE_SECONDS:

@@ -1,5 +1,6 @@
-"""The report: one self-contained HTML page, its plots as PNG and its crystals as CIF."""
+"""The report: tables in the terminal, a JSON file, one self-contained HTML page with its plots, and crystals as CIF."""
 
-from crystalvae.evaluation.report.write import write_html_report
+from crystalvae.evaluation.report.tables import format_tables
+from crystalvae.evaluation.report.write import JSON_NAME, write_html_report, write_report
 
-__all__ = ["write_html_report"]
+__all__ = ["JSON_NAME", "format_tables", "write_html_report", "write_report"]

@@ -15,7 +15,7 @@ from crystalvae.evaluation.report.facts import LAST_ELEMENT
 
 
 def file_names(ids: Sequence[str]) -> list[str]:
-    """Return one file name without suffix a crystal: its id, or numbers where not all ids can name a file."""
+    """Return one file name without suffix for each crystal: its id, or numbers where not all ids can name a file."""
     usable = all(SAFE_ID.fullmatch(name) for name in ids) and len({name.lower() for name in ids}) == len(ids)
     return list(ids) if usable else default_ids(len(ids))
 

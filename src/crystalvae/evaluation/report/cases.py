@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,16 +14,18 @@ from crystalvae.data.units import GRAM_PER_CM3
 from crystalvae.evaluation.report.scene import Scene, scene
 
 Columns = Mapping[str, Sequence[object]]
-"""Values per crystal by `<section>.<column>`, as in the report's JSON."""
+"""Values per crystal by the column's name, as `EvaluationReport.columns` gives them."""
+Cifs = Mapping[str, Sequence[str]]
+"""The CIF of each crystal, empty where it has none, by the set that it belongs to."""
 
 GENERATION_ORDER = (
     "Ranked by: valid, unique and novel first, then valid in structure, then the number of checks passed, then (where "
     "there are energies) the energy above the hull, then the distance of the structure fingerprint to the reference. "
-    "One crystal a formula."
+    "One crystal per formula."
 )
 RECONSTRUCTION_ORDER = (
     "Best: smallest RMS displacement, among the crystals with at least the median number of atoms. Worst: without an "
-    "answer, then without a match, then by falling RMS displacement. One crystal a formula."
+    "answer, then without a match, then by falling RMS displacement. One crystal per formula."
 )
 
 
@@ -55,42 +57,33 @@ class Group:
     cases: list[Case] = field(default_factory=list)
 
 
-def column(columns: Columns, name: str, count: int) -> Sequence[object] | None:
-    """Return the values of a column, whichever section it is from; None where there is none of that length."""
-    for key, values in columns.items():
-        if key.partition(".")[2] == name and len(values) == count:
-            return values
-    return None
-
-
 def numbers(columns: Columns, name: str, count: int) -> np.ndarray:
     """Return a column as numbers, NaN where there are none."""
-    values = column(columns, name, count)
-    if values is None:
-        return np.full(count, math.nan)
+    values = columns.get(name, [None] * count)
     return np.array([value if isinstance(value, (int, float)) else math.nan for value in values], dtype=float)
 
 
 def generation_groups(
-    crystals: CrystalBatch,
-    columns: Columns,
-    ids: Sequence[str],
-    cif: Callable[[str, list[int]], list[str]],
-    *,
-    most: int,
+    crystals: CrystalBatch, columns: Columns, ids: Sequence[str], cifs: Sequence[str], *, most: int
 ) -> list[Group]:
-    """Return the best and the worst generated crystals, ordered as `GENERATION_ORDER` says.
-
-    `cif` gives the CIFs of crystals of the set "generated" by their indices.
-    """
+    """Return the best and the worst generated crystals, ordered as `GENERATION_ORDER` says."""
     order = generation_order(columns, len(crystals))
     formulas = _formulas(crystals, columns)
     best = _different(order, formulas, min(most, -(-len(order) // 2)))
     worst = [index for index in _different(order[::-1], formulas, most) if index not in best]
-    return [
-        Group(title, _generated_cases(crystals, columns, ids, formulas, chosen, cif))
-        for title, chosen in (("Best", best), ("Worst", worst))
-    ]
+    above = numbers(columns, "energy_above_hull", len(crystals))
+    groups = _space_groups(columns)
+
+    def case(index: int) -> Case:
+        facts = []
+        if groups is not None and groups[1][index] is not None:
+            facts.append((f"space group at {groups[0]} Å", f"no. {groups[1][index]}"))
+        if math.isfinite(above[index]):
+            facts.append(("above hull", f"{above[index]:.3f} eV/atom"))
+        panel = _panel("generated", crystals, index, cifs[index], facts)
+        return Case(ids[index], formulas[index], _verdict(columns, index), [panel])
+
+    return [Group(title, [case(index) for index in chosen]) for title, chosen in (("Best", best), ("Worst", worst))]
 
 
 def generation_order(columns: Columns, count: int) -> list[int]:
@@ -111,14 +104,14 @@ def reconstruction_groups(
     predictions: CrystalBatch,
     columns: Columns,
     ids: Sequence[str],
-    cif: Callable[[str, list[int]], list[str]],
+    cifs: Cifs,
     *,
     most: int,
 ) -> list[Group]:
     """Return the best and the worst predictions beside their targets, ordered as `RECONSTRUCTION_ORDER` says."""
     count = len(targets)
     rms = numbers(columns, "rms", count)
-    failures = column(columns, "failure", count) or [None] * count
+    failures = columns.get("failure", [None] * count)
     atoms = targets.num_atoms.numpy()
     middle = float(np.median(atoms)) if count else 0.0
     matched = [index for index in range(count) if math.isfinite(rms[index])]
@@ -133,73 +126,39 @@ def reconstruction_groups(
     ranked = sorted(set(range(count)) - set(best), key=lambda index: (*badness(index), -index), reverse=True)
     worst = _different(ranked, formulas, most)
 
-    def cases(chosen: list[int]) -> list[Case]:
-        texts = zip(cif("targets", chosen), cif("predictions", chosen), strict=True)
-        return [
-            Case(
-                id=ids[index],
-                formula=formulas[index],
-                verdict=f"no answer: {failures[index]}"
-                if failures[index] is not None
-                else f"RMS displacement {rms[index]:.4f}"
-                if math.isfinite(rms[index])
-                else "no match",
-                panels=[_panel("target", targets, index, text[0]), _panel("prediction", predictions, index, text[1])],
-            )
-            for index, text in zip(chosen, texts, strict=True)
-        ]
+    def case(index: int) -> Case:
+        verdict = f"RMS displacement {rms[index]:.4f}" if math.isfinite(rms[index]) else "no match"
+        return Case(
+            id=ids[index],
+            formula=formulas[index],
+            verdict=verdict if failures[index] is None else f"no answer: {failures[index]}",
+            panels=[
+                _panel("target", targets, index, cifs["targets"][index]),
+                _panel("prediction", predictions, index, cifs["predictions"][index]),
+            ],
+        )
 
-    return [Group("Best", cases(best)), Group("Worst", cases(worst))]
+    return [Group(title, [case(index) for index in chosen]) for title, chosen in (("Best", best), ("Worst", worst))]
 
 
-def _generated_cases(
-    crystals: CrystalBatch,
-    columns: Columns,
-    ids: Sequence[str],
-    formulas: Sequence[str],
-    chosen: list[int],
-    cif: Callable[[str, list[int]], list[str]],
-) -> list[Case]:
-    count = len(crystals)
-    above = numbers(columns, "energy_above_hull", count)
-    groups = _space_groups(columns, count)
-    cases = []
-    for index, text in zip(chosen, cif("generated", chosen), strict=True):
-        panel = _panel("generated", crystals, index, text)
-        if groups is not None and groups[1][index] is not None:
-            panel.facts.append((f"space group at {groups[0]} Å", f"no. {groups[1][index]}"))
-        if math.isfinite(above[index]):
-            panel.facts.append(("above hull", f"{above[index]:.3f} eV/atom"))
-        cases.append(Case(ids[index], formulas[index], _verdict(columns, index, count), [panel]))
-    return cases
-
-
-def _space_groups(columns: Columns, count: int) -> tuple[str, Sequence[object]] | None:
+def _space_groups(columns: Columns) -> tuple[str, Sequence[object]] | None:
     """Return the largest tolerance at which space groups were searched, and what was found."""
-    names = [key.partition(".")[2] for key in columns]
-    tolerances = [name.removeprefix("space_group_") for name in names if re.fullmatch(r"space_group_[\d.]+", name)]
-    if not tolerances:
-        return None
-    largest = max(tolerances, key=float)
-    found = column(columns, f"space_group_{largest}", count)
-    return None if found is None else (largest, found)
+    tolerances = [name.removeprefix("space_group_") for name in columns if re.fullmatch(r"space_group_[\d.]+", name)]
+    largest = max(tolerances, key=float, default=None)
+    return None if largest is None else (largest, columns[f"space_group_{largest}"])
 
 
-def _verdict(columns: Columns, index: int, count: int) -> str:
+def _verdict(columns: Columns, index: int) -> str:
     """Return in a few words what is wrong with a generated crystal, or that nothing is."""
     for name in ("structure_reason", "composition_reason", "physical_reason"):
-        reasons = column(columns, name, count)
-        if reasons is not None and reasons[index]:
-            return str(reasons[index])
-    marks = [
-        word if value[index] else f"not {word}"
-        for name, word in (("structure_valid", "valid"), ("unique", "unique"), ("novel", "novel"))
-        if (value := column(columns, name, count)) is not None and value[index] is not None
-    ]
-    return ", ".join(marks)
+        if name in columns and columns[name][index]:
+            return str(columns[name][index])
+    marks = (("structure_valid", "valid"), ("unique", "unique"), ("novel", "novel"))
+    known = [(word, columns[name][index]) for name, word in marks if name in columns]
+    return ", ".join(word if value else f"not {word}" for word, value in known if value is not None)
 
 
-def _panel(title: str, crystals: CrystalBatch, index: int, cif: str) -> Panel:
+def _panel(title: str, crystals: CrystalBatch, index: int, cif: str, more: Sequence[tuple[str, str]] = ()) -> Panel:
     atom_types, frac_coords, lattice = crystals[index].to_arrays()[0]
     drawn = scene(atom_types, frac_coords, lattice)
     facts = [("atoms", str(len(atom_types)))]
@@ -210,7 +169,7 @@ def _panel(title: str, crystals: CrystalBatch, index: int, cif: str) -> Panel:
         facts.append(("α, β, γ", " · ".join(f"{angle:.1f}" for angle in _angles(lattice.astype(float), lengths)) + "°"))
         if volume > 0:
             facts.append(("density", f"{_mass(atom_types) / volume * GRAM_PER_CM3:.2f} g/cm³"))
-    return Panel(title=title, scene=drawn, cif=cif, facts=facts)
+    return Panel(title=title, scene=drawn, cif=cif, facts=[*facts, *more])
 
 
 def _angles(lattice: np.ndarray, lengths: np.ndarray) -> list[float]:
@@ -228,9 +187,8 @@ def _mass(atom_types: np.ndarray) -> float:
 
 
 def _formulas(crystals: CrystalBatch, columns: Columns) -> list[str]:
-    known = column(columns, "formula", len(crystals))
-    if known is not None:
-        return [str(formula) for formula in known]
+    if "formula" in columns:
+        return [str(formula) for formula in columns["formula"]]
     from ase.data import chemical_symbols
     from ase.formula import Formula
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from crystalvae.evaluation.evaluation_report import EvaluationReport
+from crystalvae.evaluation.metric import Metric
 from crystalvae.evaluation.report.numbers import ARROWS, write_number, write_published
-from crystalvae.evaluation.report.page import Report, metric_values, name_of
+from crystalvae.evaluation.report.page import name_of
 from crystalvae.evaluation.report.published import Column, PublishedTable, published_numbers
 
 
@@ -29,13 +31,13 @@ class Comparison:
     arrows: list[str]
 
 
-def comparisons(report: Report) -> list[Comparison]:
+def comparisons(report: EvaluationReport) -> list[Comparison]:
     """Return the published tables that have a quantity of this run, with its own numbers first."""
-    metrics = metric_values(report)
+    metrics = report.metrics()
     published = published_numbers()
     name = name_of(report)
     result = []
-    for table in published.for_kind(str(report.get("kind", ""))):
+    for table in published.for_kind(report.kind):
         rows = [ComparisonRow(name, "this run", _own(table.columns, metrics, gated=False), ours=True)]
         if any(column.gated for column in table.columns):
             rows.append(
@@ -55,18 +57,16 @@ def comparisons(report: Report) -> list[Comparison]:
     return result
 
 
-def is_other_dataset(report: Report) -> bool:
+def is_other_dataset(report: EvaluationReport) -> bool:
     """Say whether a run was evaluated on crystals that the published numbers are not about."""
-    inputs: Mapping[str, Mapping[str, object]] = report.get("inputs") or {}  # pyright: ignore[reportAssignmentType]
-    named = f"{report.get('dataset') or ''} {(inputs.get('reference') or {}).get('name') or ''}"
+    named = f"{report.extra.get('dataset') or ''} {report.reference.name}"
     return published_numbers().dataset not in named.lower().replace("-", "_")
 
 
-def _own(columns: Sequence[Column], metrics: Mapping[str, Mapping[str, object]], *, gated: bool) -> list[str]:
+def _own(columns: Sequence[Column], metrics: Mapping[str, Metric], *, gated: bool) -> list[str]:
     cells = []
     for column in columns:
         names = column.gated if gated else column.metrics
-        metric = next((metrics[name] for name in names if name in metrics), {})
-        unit = str(metric.get("unit") or "")
-        cells.append(write_number(metric.get("value"), unit, bare=True))
+        metric = next((metrics[name] for name in names if name in metrics), None)
+        cells.append(write_number(None) if metric is None else write_number(metric.value, metric.unit, bare=True))
     return cells

@@ -79,7 +79,7 @@ def label(name: str) -> str:
 
 def write_number(value: object, unit: str = "", *, bare: bool = False) -> str:
     """Return a metric's value with its unit: shares as percentages, "–" where there is none; `bare` is without."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return str(value)

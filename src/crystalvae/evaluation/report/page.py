@@ -1,4 +1,4 @@
-"""What the page shows, put together from an evaluation's report: plain data for the template."""
+"""What the page shows, put together from an evaluation's report: texts for the template."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from crystalvae.evaluation.evaluation_report import EvaluationReport, Kind, plain_data
+from crystalvae.evaluation.inputs import Unreadable
+from crystalvae.evaluation.metric import Section
 from crystalvae.evaluation.report.cases import Group
 from crystalvae.evaluation.report.numbers import (
     ARROWS,
@@ -23,28 +26,22 @@ from crystalvae.evaluation.report.published import PublishedTable, beside, publi
 from crystalvae.evaluation.report.scene import Scene, element_colours
 
 ASSETS = Path(__file__).with_name("assets")
-TITLES = {
+TITLES: Mapping[Kind, str] = {
     "reconstruction": "Reconstruction",
     "csp": "Crystal structure prediction",
     "generation": "De novo generation",
 }
 MOST_UNREADABLE = 20
-SHOWN_ELSEWHERE = {
-    "format_version", "kind", "name", "command", "seed", "seconds", "machine", "versions", "inputs", "metrics",
-    "definitions", "sections", "per_crystal", "config",
-}  # fmt: skip
-"""Keys of the report that stand in other places of the page; every other one stands under "This run"."""
-
-Report = Mapping[str, object]
 
 
 @dataclass(frozen=True)
 class MetricRow:
-    """A metric as a row of a table, everything written out."""
+    """A metric as a row of a table, everything written out; `references` are the values of what stands beside it."""
 
     name: str
     title: str
     value: str
+    references: list[str]
     arrow: str
     count: str
     definition: str
@@ -55,113 +52,104 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class SectionView:
-    """A section of the report, with settings as pairs of texts."""
+    """A section of the report, with settings as pairs of texts; `references` names what stands beside the model."""
 
     name: str
     title: str
     skipped: str
+    references: list[str]
     rows: list[MetricRow]
     settings: list[tuple[str, str]]
 
 
-def name_of(report: Report) -> str:
+@dataclass(frozen=True)
+class InputRow:
+    """A set of crystals that was judged or compared: `unreadable` are the first of those that could not be read."""
+
+    role: str
+    name: str
+    count: str
+    unreadable: Sequence[Unreadable]
+    unreadable_count: int
+
+
+def name_of(report: EvaluationReport) -> str:
     """Return a short name of what was evaluated: of a path its last part."""
-    name = str(report.get("name") or "evaluation")
+    name = report.generated.name or "evaluation"
     return PurePath(name).name or name
 
 
-def heading_of(report: Report) -> str:
+def heading_of(report: EvaluationReport) -> str:
     """Return the page's title: the kind of evaluation and the name, or the name alone where that says the kind."""
-    name, key = name_of(report), str(report.get("kind", ""))
-    kind = TITLES.get(key, key)
+    name, kind = name_of(report), TITLES[report.kind]
     return name[:1].upper() + name[1:] if kind.lower() in name.lower() else f"{kind}: {name}"
 
 
-def metric_values(report: Report) -> dict[str, Mapping[str, object]]:
-    """Return all metrics of all sections by name; of one that several have, the first."""
-    result: dict[str, Mapping[str, object]] = {}
-    for section in _sections(report):
-        metrics: Mapping[str, Mapping[str, object]] = section.get("metrics") or {}  # pyright: ignore[reportAssignmentType]
-        for name, metric in metrics.items():
-            result.setdefault(name, metric)
-    return result
-
-
-def section_views(report: Report) -> list[SectionView]:
+def section_views(report: EvaluationReport) -> list[SectionView]:
     """Return the sections with their metrics, each beside what was published of it."""
-    tables = published_numbers().for_kind(str(report.get("kind", "")))
-    known = metric_values(report)
-    views = []
-    for section in _sections(report):
-        metrics: Mapping[str, Mapping[str, object]] = section.get("metrics") or {}  # pyright: ignore[reportAssignmentType]
-        settings: Mapping[str, object] = section.get("settings") or {}  # pyright: ignore[reportAssignmentType]
-        views.append(
-            SectionView(
-                name=str(section.get("name", "")),
-                title=str(section.get("title") or section.get("name", "")),
-                skipped=str(section.get("skipped") or ""),
-                rows=[_metric_row(name, metric, tables, known) for name, metric in metrics.items()],
-                settings=[(key.replace("_", " "), write_setting(value)) for key, value in settings.items()],
-            )
+    tables = published_numbers().for_kind(report.kind)
+    known = report.metrics()
+    return [
+        SectionView(
+            name=section.name,
+            title=section.title,
+            skipped=section.skipped,
+            references=list(section.references),
+            rows=[_metric_row(section, name, tables, known) for name in section.metrics],
+            settings=[(key.replace("_", " "), write_setting(value)) for key, value in section.settings.items()],
         )
-    return views
+        for section in report.sections
+    ]
 
 
-def headlines(report: Report) -> list[tuple[str, str, str, str]]:
+def headlines(report: EvaluationReport) -> list[tuple[str, str, str, str]]:
     """Return title, value, arrow and metric's name of what stands at the top of the page."""
-    metrics = metric_values(report)
-    kind = str(report.get("kind", ""))
-    names = [name for name in HEADLINES.get(kind, ()) if metrics.get(name, {}).get("value") is not None]
+    metrics = {name: metric for name, metric in report.metrics().items() if plain_data(metric.value) is not None}
+    names = [name for name in HEADLINES[report.kind] if name in metrics]
     if any(name.endswith("@1") for name in names):
         names = [name for name in names if f"{name}@1" not in names]
     return [
         (
             label(name),
-            write_number(metrics[name]["value"], str(metrics[name].get("unit") or "")),
-            ARROWS.get(str(metrics[name].get("better")), ""),
+            write_number(metrics[name].value, metrics[name].unit),
+            ARROWS.get(metrics[name].better, ""),
             name,
         )
         for name in names[:MOST_HEADLINES]
     ]
 
 
-def input_rows(report: Report) -> list[dict[str, object]]:
+def input_rows(report: EvaluationReport) -> list[InputRow]:
     """Return what was compared: role, name, number of crystals, and the unreadable ones with their reasons."""
-    inputs: Mapping[str, Mapping[str, object]] = report.get("inputs") or {}  # pyright: ignore[reportAssignmentType]
-    rows = []
-    for role, entry in inputs.items():
-        if not entry:
-            continue
-        unreadable = entry.get("unreadable") or []
-        rows.append(
-            {
-                "role": role,
-                "name": str(entry.get("name", "")),
-                "count": write_number(entry.get("count")),
-                "unreadable": unreadable[:MOST_UNREADABLE],  # pyright: ignore[reportIndexIssue]
-                "unreadable_count": len(unreadable),  # pyright: ignore[reportArgumentType]
-            }
+    return [
+        InputRow(
+            role=role,
+            name=crystals.name,
+            count=write_number(crystals.total),
+            unreadable=crystals.unreadable[:MOST_UNREADABLE],
+            unreadable_count=len(crystals.unreadable),
         )
-    return rows
+        for role, crystals in report.inputs().items()
+        if crystals is not None
+    ]
 
 
-def facts_of_run(report: Report) -> list[tuple[str, str]]:
+def facts_of_run(report: EvaluationReport) -> list[tuple[str, str]]:
     """Return how the run can be repeated: command, seed, time, machine, versions, and what else the report says."""
-    seconds = report.get("seconds")
-    if isinstance(seconds, Mapping):
-        took = " · ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
-    else:
-        took = f"{seconds:.1f} s" if isinstance(seconds, (int, float)) else None
-    rows = [("command", report.get("command")), ("seed", report.get("seed")), ("time", took)]
-    rows += [(name, report.get(name)) for name in ("machine", "versions")]
-    rows += [(name, value) for name, value in report.items() if name not in SHOWN_ELSEWHERE]
+    rows: dict[str, object] = {
+        "command": report.command,
+        "seed": report.seed,
+        "time": " · ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items()),
+        "machine": report.machine,
+        "versions": report.versions,
+        **{name: value for name, value in report.extra.items() if name != "config"},
+    }
     result = []
-    for name, value in rows:
+    for name, value in rows.items():
         if isinstance(value, Mapping):
-            parts = (
-                f"{key.replace('_', ' ')} {write_setting(entry)}" for key, entry in value.items() if entry is not None
-            )
-            result.append((name.replace("_", " "), " · ".join(parts)))
+            known = {key: entry for key, entry in value.items() if entry is not None}
+            text = " · ".join(f"{key.replace('_', ' ')} {write_setting(entry)}" for key, entry in known.items())
+            result.append((name.replace("_", " "), text))
         elif value is not None:
             result.append((name.replace("_", " "), write_setting(value)))
     return result
@@ -213,9 +201,10 @@ def embeddable(data: object) -> str:
 
 def write_setting(value: object) -> str:
     """Return a setting in one line."""
+    value = plain_data(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {write_setting(entry)}" for key, entry in value.items())
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list):
         return ", ".join(write_setting(entry) for entry in value) or "none"
     if value is None or value == "":
         return "none"
@@ -227,9 +216,9 @@ def vendored() -> dict[str, dict[str, str]]:
     return json.loads((ASSETS / "vendored.json").read_text(encoding="utf-8"))
 
 
-def _metric_row(
-    name: str, metric: Mapping[str, object], tables: Sequence[PublishedTable], known: Collection[str]
-) -> MetricRow:
+def _metric_row(section: Section, name: str, tables: Sequence[PublishedTable], known: Collection[str]) -> MetricRow:
+    metric = section.metrics[name]
+    others = [metrics.get(name) for metrics in section.references.values()]
     found = beside(tables, name, known)
     numbers: list[tuple[str, str]] = []
     if found is not None:
@@ -241,19 +230,15 @@ def _metric_row(
             reverse=column.better == "higher",
         )
         numbers = [(model, with_unit(write_published(value, column.unit), column.unit)) for model, value in ordered]
-    count = metric.get("count")
     return MetricRow(
         name=name,
         title=label(name),
-        value=write_number(metric.get("value"), str(metric.get("unit") or "")),
-        arrow=ARROWS.get(str(metric.get("better")), ""),
-        count="" if count is None else write_number(count),
-        definition=typeset(str(metric.get("definition") or "")),
-        source=str(metric.get("source") or ""),
+        value=write_number(metric.value, metric.unit),
+        references=["" if other is None else write_number(other.value, other.unit) for other in others],
+        arrow=ARROWS.get(metric.better, ""),
+        count="" if metric.count is None else write_number(metric.count),
+        definition=typeset(metric.definition),
+        source=metric.source,
         published=numbers,
         published_table=found[0].name if found else "",
     )
-
-
-def _sections(report: Report) -> Sequence[Mapping[str, object]]:
-    return report.get("sections") or []  # pyright: ignore[reportReturnType]

@@ -13,6 +13,7 @@ from crystalvae.evaluation.report.style import INK, Plot, finish, new_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
+    from matplotlib.typing import ColorType
 
 SHOWN = 103
 """The table is drawn as far as lawrencium."""
@@ -61,7 +62,7 @@ def element_plot(
         _table(axes, values, colours, norm, numbers=percent if row == 0 else None)
         bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, shrink=0.72, pad=0.01, aspect=28)
         bar.set_label(label)
-        bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+        bar.ax.spines["outline"].set_visible(False)
     new = int(np.count_nonzero((percent > 0) & (other == 0)))
     lost = int(np.count_nonzero((percent == 0) & (other > 0)))
     caption = (
@@ -115,8 +116,8 @@ def _percent(value: float) -> str:
     return f"{value:.1f}" if value >= 0.95 else f"{value:.2f}"
 
 
-def _luminance(colour: object) -> float:
+def _luminance(colour: ColorType) -> float:
     from matplotlib.colors import to_rgb
 
-    red, green, blue = to_rgb(colour)  # pyright: ignore[reportArgumentType]
+    red, green, blue = to_rgb(colour)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue

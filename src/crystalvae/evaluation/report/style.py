@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
 GENERATED = "#0b6fb8"
 REFERENCE = "#8b94a0"
@@ -20,7 +21,7 @@ INK = "#1c2430"
 FAINT = "#dfe4ea"
 PNG_DPI = 200
 
-RC = {
+RC: dict[RcKeyType, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.0,
@@ -81,7 +82,7 @@ def plotting() -> Iterator[None]:
     """Draw in the report's style, without touching anybody else's settings or windows."""
     import matplotlib as mpl
 
-    with mpl.rc_context(RC):  # pyright: ignore[reportArgumentType]
+    with mpl.rc_context(RC):
         yield
 
 

@@ -1,30 +1,46 @@
-"""Write the report of an evaluation: `report.html`, its plots, its crystals."""
+"""Write the report of an evaluation: `evaluation.json`, `report.html`, its plots, its crystals."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.data.writers import default_ids
-from crystalvae.errors import DataError, OutputError
-from crystalvae.evaluation.report import distributions, page
+from crystalvae.errors import OutputError
+from crystalvae.evaluation.evaluation_report import EvaluationReport, plain_data
 from crystalvae.evaluation.report.archive import cif_texts, file_names, write_archive
 from crystalvae.evaluation.report.cases import (
     GENERATION_ORDER,
     RECONSTRUCTION_ORDER,
-    Columns,
+    Cifs,
     Group,
     generation_groups,
     numbers,
     reconstruction_groups,
 )
 from crystalvae.evaluation.report.comparison import comparisons, is_other_dataset
+from crystalvae.evaluation.report.distributions import (
+    crystal_system_plot,
+    fact_plots,
+    hull_plot,
+    space_group_plot,
+)
 from crystalvae.evaluation.report.facts import crystal_facts
 from crystalvae.evaluation.report.numbers import chemical_formula
+from crystalvae.evaluation.report.page import (
+    ASSETS,
+    embeddable,
+    facts_of_run,
+    heading_of,
+    headlines,
+    input_rows,
+    section_views,
+    vendored,
+    viewer_data,
+)
 from crystalvae.evaluation.report.parity import lattice_parity_plot, rms_plot
 from crystalvae.evaluation.report.periodic_table import element_plot
 from crystalvae.evaluation.report.published import published_numbers
@@ -34,66 +50,44 @@ from crystalvae.evaluation.report.style import Plot, plotting
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+JSON_NAME = "evaluation.json"
+HTML_NAME = "report.html"
+PLOTS_FOLDER = "plots"
 MOST_CASES = 8
 """How many of the best, and of the worst, crystals the page shows."""
-PLOTS_FOLDER = "plots"
 
 
-def write_html_report(
-    report: Mapping[str, object],
-    *,
-    generated: CrystalBatch,
-    reference: CrystalBatch,
-    targets: CrystalBatch | None = None,
-    predictions: CrystalBatch | None = None,
-    output_dir: Path | str,
-) -> Path:
-    """Write `report.html`, `plots/*.png` and one zip of CIFs a set of crystals to a folder; returns the page's path.
+def write_report(report: EvaluationReport, output_dir: Path | str, *, html: bool = True) -> list[Path]:
+    """Write `evaluation.json` and, with `html`, `report.html` into a folder; returns their paths.
 
-    The page holds everything it shows, its viewer included: it opens from disk, and asks the network for nothing.
-
-    Args:
-        report: The evaluation as plain data, as `EvaluationReport.to_dict` gives it.
-        generated: What was evaluated, in the order of the report's `per_crystal`; for reconstruction and structure
-            prediction the predictions.
-        reference: What it is compared with in the distributions.
-        targets: For reconstruction and structure prediction, the crystals that `predictions` should be.
-        predictions: One for each target, in the same order (of several candidates, the first).
-        output_dir: Made where it is missing; files of an earlier report there are replaced.
-
-    Raises `DataError` for a report without sections, or targets and predictions that do not pair up, and `OutputError`
-    where the folder cannot be written to.
+    Each file is whole or not there. Raises `OutputError` where they cannot be written.
     """
-    if not isinstance(report.get("sections"), Sequence):
-        raise DataError(f"report: expected plain data with 'sections', got the keys {sorted(report)}")
-    if (targets is None) != (predictions is None):
-        given = "targets" if predictions is None else "predictions"
-        raise DataError(f"targets and predictions go together, got {given} only: give both, crystal i for crystal i")
-    if targets is not None and predictions is not None and len(targets) != len(predictions):
-        raise DataError(
-            f"predictions: expected one for each of {len(targets)} targets, got {len(predictions)}; of several "
-            "candidates give the first"
-        )
+    path = Path(output_dir).expanduser() / JSON_NAME
+    text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, text + "\n")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}. Give another output_dir") from error
+    return [path, write_html_report(report, path.parent)] if html else [path]
+
+
+def write_html_report(report: EvaluationReport, output_dir: Path | str) -> Path:
+    """Write `report.html`, `plots/*.png` and a zip of CIFs for each set of crystals; returns the page's path.
+
+    The page holds everything it shows, its viewer included: it opens from disk, and asks the network for nothing. The
+    folder is made where it is missing; files of an earlier report there are replaced.
+
+    Raises `OutputError` where the folder cannot be written to.
+    """
     folder = Path(output_dir).expanduser()
-    sets = {"generated": generated} if targets is None else {"targets": targets}
-    if predictions is not None:
-        sets["predictions"] = predictions
-    ids = _ids(report, len(next(iter(sets.values()))))
     try:
         (folder / PLOTS_FOLDER).mkdir(parents=True, exist_ok=True)
-        names = file_names(ids)
-        texts = {name: cif_texts(crystals, names) for name, crystals in sets.items()}
-        archives = [
-            (f"{name}.zip", name, write_archive(folder / f"{name}.zip", texts[name], names, ids)) for name in sets
-        ]
-        plots = _plots(report, generated, reference, targets, predictions)
+        texts, archives = _write_crystals(report, folder)
+        plots = _plots(report)
         for plot in plots:
             plot.write(folder / PLOTS_FOLDER)
-        groups = _groups(report, generated, targets, predictions, ids, texts)
-        html = _render(
-            report, plots, groups, archives, ranked_by=GENERATION_ORDER if targets is None else RECONSTRUCTION_ORDER
-        )
-        return _write_whole(folder / "report.html", html)
+        return _write_whole(folder / HTML_NAME, _render(report, plots, _groups(report, texts), archives))
     except OSError as error:
         if isinstance(error, OutputError):
             raise
@@ -102,104 +96,89 @@ def write_html_report(
         ) from error
 
 
-def _ids(report: Mapping[str, object], count: int) -> list[str]:
-    per_crystal = report.get("per_crystal")
-    ids = per_crystal.get("id") if isinstance(per_crystal, Mapping) else None
-    return [str(name) for name in ids] if isinstance(ids, Sequence) and len(ids) == count else default_ids(count)
+def _write_crystals(report: EvaluationReport, folder: Path) -> tuple[Cifs, list[tuple[str, str, int]]]:
+    """Write a zip of CIFs for each set of crystals; returns the CIFs by set, and file, set and number of each zip."""
+    sets: dict[str, CrystalBatch] = {"generated": report.generated.crystals}
+    if report.targets is not None and report.predictions is not None:
+        sets = {"targets": report.targets, "predictions": report.predictions}
+    ids = report.generated.ids
+    names = file_names(ids)
+    texts = {name: cif_texts(crystals, names) for name, crystals in sets.items()}
+    return texts, [
+        (f"{name}.zip", name, write_archive(folder / f"{name}.zip", texts[name], names, ids)) for name in sets
+    ]
 
 
-def _columns(report: Mapping[str, object]) -> Columns:
-    per_crystal = report.get("per_crystal")
-    return per_crystal if isinstance(per_crystal, Mapping) else {}
-
-
-def _distribution(report: Mapping[str, object], section: str) -> Mapping[str, Any]:
-    for entry in report["sections"]:  # pyright: ignore[reportGeneralTypeIssues]
-        if entry.get("name") == section:
-            return entry.get("distributions") or {}
-    return {}
-
-
-def _plots(
-    report: Mapping[str, object],
-    generated: CrystalBatch,
-    reference: CrystalBatch,
-    targets: CrystalBatch | None,
-    predictions: CrystalBatch | None,
-) -> list[Plot]:
-    names = ("generated" if targets is None else "predicted", "reference")
+def _plots(report: EvaluationReport) -> list[Plot]:
+    names = ("generated" if report.targets is None else "predicted", "reference")
     with plotting():
         plots: list[Plot] = []
-        if targets is not None and predictions is not None:
-            plots.append(lattice_parity_plot(targets, predictions))
-            rms = numbers(_columns(report), "rms", len(targets))
+        if report.targets is not None and report.predictions is not None:
+            plots.append(lattice_parity_plot(report.targets, report.predictions))
+            rms = numbers(report.columns(), "rms", len(report.targets))
             if (rms == rms).any():  # noqa: PLR0124 - any that is not NaN
                 plots.append(rms_plot(rms))
-        ours, theirs = crystal_facts(generated), crystal_facts(reference)
-        plots += distributions.fact_plots(ours, theirs, names)
-        symmetry = _distribution(report, "symmetry")
-        tolerances = [key.removeprefix("space_group_") for key in symmetry if key.startswith("space_group_")]
-        tolerances = [name for name in tolerances if name != "symbols" and symmetry[f"space_group_{name}"]["generated"]]
-        if tolerances:
-            chosen = max(tolerances, key=float)
-            systems = symmetry[f"crystal_system_{chosen}"]
-            plots.append(distributions.crystal_system_plot(systems, names, tolerance=chosen))
-            symbols = symmetry.get("space_group_symbols", {})
-            groups = symmetry[f"space_group_{chosen}"]
-            plots.append(distributions.space_group_plot(groups, symbols, names, tolerance=chosen))
-        energies = _distribution(report, "stability").get("energy_above_hull")
+        ours, theirs = crystal_facts(report.generated.crystals), crystal_facts(report.reference.crystals)
+        plots += fact_plots(ours, theirs, names)
+        plots += _symmetry_plots(report, names)
+        energies: Sequence[float] = report.distributions("stability").get("energy_above_hull", ())
         if energies:
-            plots.append(distributions.hull_plot(list(energies)))
+            plots.append(hull_plot(energies))
         plots.append(element_plot(ours.element_share, theirs.element_share, names))
     return plots
 
 
-def _groups(
-    report: Mapping[str, object],
-    generated: CrystalBatch,
-    targets: CrystalBatch | None,
-    predictions: CrystalBatch | None,
-    ids: Sequence[str],
-    texts: Mapping[str, Sequence[str]],
-) -> list[Group]:
-    def cif(name: str, indices: list[int]) -> list[str]:
-        return [texts[name][index] for index in indices]
+def _symmetry_plots(report: EvaluationReport, names: tuple[str, str]) -> list[Plot]:
+    """Return the plots of symmetry at the largest tolerance at which a generated crystal has a space group."""
+    symmetry = report.distributions("symmetry")
+    tolerances = [key.removeprefix("space_group_") for key in symmetry if key.startswith("space_group_")]
+    tolerances = [name for name in tolerances if name != "symbols" and symmetry[f"space_group_{name}"]["generated"]]
+    if not tolerances:
+        return []
+    chosen = max(tolerances, key=float)
+    systems, groups = symmetry[f"crystal_system_{chosen}"], symmetry[f"space_group_{chosen}"]
+    return [
+        crystal_system_plot(systems, names, tolerance=chosen),
+        space_group_plot(groups, symmetry["space_group_symbols"], names, tolerance=chosen),
+    ]
 
-    if targets is not None and predictions is not None:
-        return reconstruction_groups(targets, predictions, _columns(report), ids, cif, most=MOST_CASES)
-    return generation_groups(generated, _columns(report), ids, cif, most=MOST_CASES)
+
+def _groups(report: EvaluationReport, texts: Cifs) -> list[Group]:
+    columns, ids = report.columns(), report.generated.ids
+    if report.targets is not None and report.predictions is not None:
+        return reconstruction_groups(report.targets, report.predictions, columns, ids, texts, most=MOST_CASES)
+    return generation_groups(report.generated.crystals, columns, ids, texts["generated"], most=MOST_CASES)
 
 
 def _render(
-    report: Mapping[str, object],
+    report: EvaluationReport,
     plots: Sequence[Plot],
     groups: Sequence[Group],
     archives: Sequence[tuple[str, str, int]],
-    *,
-    ranked_by: str,
 ) -> str:
-    published = published_numbers()
+    config = plain_data(report.extra.get("config"))
+    shown = [group for group in groups if group.cases]
     return (
         _environment()
         .get_template("report.html.j2")
         .render(
-            heading=page.heading_of(report),
-            headlines=page.headlines(report),
-            sections=page.section_views(report),
+            heading=heading_of(report),
+            headlines=headlines(report),
+            sections=section_views(report),
             comparisons=comparisons(report),
-            published=published,
+            published=published_numbers(),
             other_dataset=is_other_dataset(report),
             plots=plots,
             plots_folder=PLOTS_FOLDER,
-            inputs=page.input_rows(report),
-            run=page.facts_of_run(report),
-            config=json.dumps(report["config"], indent=1, ensure_ascii=False) if report.get("config") else "",
-            groups=[group for group in groups if group.cases],
-            ranked_by=ranked_by,
+            inputs=input_rows(report),
+            run=facts_of_run(report),
+            config=json.dumps(config, indent=1, ensure_ascii=False) if config else "",
+            groups=shown,
+            ranked_by=GENERATION_ORDER if report.targets is None else RECONSTRUCTION_ORDER,
             paired=bool(groups and groups[0].cases and len(groups[0].cases[0].panels) > 1),
             archives=archives,
-            viewer=page.embeddable(page.viewer_data([group for group in groups if group.cases])),
-            libraries=page.vendored(),
+            viewer=embeddable(viewer_data(shown)),
+            libraries=vendored(),
             asset=_asset,
             bond=f"{BOND:g}",
             chemical_formula=chemical_formula,
@@ -211,7 +190,7 @@ def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     return Environment(
-        loader=FileSystemLoader(page.ASSETS),
+        loader=FileSystemLoader(ASSETS),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -220,7 +199,7 @@ def _environment() -> Environment:
 
 
 def _asset(name: str) -> str:
-    return (page.ASSETS / name).read_text(encoding="utf-8")
+    return (ASSETS / name).read_text(encoding="utf-8")
 
 
 def _write_whole(path: Path, text: str) -> Path:

@@ -1,4 +1,4 @@
-"""Convex hulls of energies, one a chemical system, through pymatgen. Workers import this module: no torch here."""
+"""Convex hulls of energies, one per chemical system, through pymatgen. Workers import this module: no torch here."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TypedDict
 
 import numpy as np
 
+from crystalvae.evaluation.parallel.attempt import Failure, attempt
 from crystalvae.evaluation.parallel.runner import Runner
 
 System = frozenset[int]
@@ -117,17 +118,18 @@ def hull_energies(item: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]) -
     nothing = [math.nan] * len(targets)
     if lacking:
         return HullResult(energies=nothing, failure=f"no reference crystal of pure {', '.join(lacking)}")
-    try:
-        diagram = PhaseDiagram([
-            PDEntry(Composition(dict(zip(elements, row.tolist(), strict=True))), float(energy))
-            for row, energy in zip(amounts, energies, strict=True)
-        ])  # fmt: skip
-        found = [
-            float(diagram.get_hull_energy_per_atom(Composition(dict(zip(elements, row.tolist(), strict=True)))))
-            for row in targets
-        ]
-    except Exception as error:  # noqa: BLE001 - one chemical system must not take down the others
-        return HullResult(energies=nothing, failure=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+    def amounts_of(row: np.ndarray) -> Composition:
+        return Composition(dict(zip(elements, row.tolist(), strict=True)))
+
+    def on_hull() -> list[float]:
+        known = zip(amounts, energies, strict=True)
+        diagram = PhaseDiagram([PDEntry(amounts_of(row), float(energy)) for row, energy in known])
+        return [float(diagram.get_hull_energy_per_atom(amounts_of(row))) for row in targets]
+
+    found = attempt(on_hull)
+    if isinstance(found, Failure):
+        return HullResult(energies=nothing, failure=found.reason)
     return HullResult(energies=found, failure="")
 
 
@@ -151,7 +153,7 @@ def elemental_energies(reference: Sequence[Entry]) -> dict[int, float]:
 
 
 def _lowest(entries: Sequence[Entry]) -> list[Entry]:
-    """Return of each reduced composition the entry of lowest energy an atom: others are never on the hull."""
+    """Return of each reduced composition the entry of lowest energy per atom: others are never on the hull."""
     best: dict[tuple[tuple[int, int], ...], Entry] = {}
     for entry in entries:
         divisor = math.gcd(*entry.composition.values())

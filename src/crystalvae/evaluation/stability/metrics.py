@@ -8,13 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crystalvae.evaluation.metric import Metric
+from crystalvae.evaluation.metric import HERE, MATTERGEN, Metric
 
 TIE = 1e-6
 """eV/atom by which an energy may pass a threshold and still be at it: rounding, nothing else."""
-_MATTERGEN = "Zeni et al. 2025, doi:10.1038/s41586-025-08628-5"
 _CDVAE = "Xie et al. 2022, arXiv:2110.06197, with the energies of a potential"
-_HERE = "this package"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ def stability_metrics(
     """Return all metrics of stability.
 
     Args:
-        outcomes: One a crystal; shares are of all of them, failed ones included, unless their definition says else.
+        outcomes: One per crystal; shares are of all of them, failed ones included, unless their definition says else.
         reference_formation_energies: eV/atom, of reference crystals as they are.
         masks: Which crystals are unique and novel, by the ending of the metrics' names: "" judged as generated,
             "_relaxed" judged after relaxation.
@@ -67,80 +65,81 @@ def stability_metrics(
         below = {"stable": above <= stable + TIE, "metastable": above <= metastable + TIE}
     limits = {"stable": stable, "metastable": metastable}
     on_hull = f"the convex hull of {hull}, both under {potential}"
-    total, known = len(outcomes), int(np.isfinite(above).sum())
+    total, known = len(outcomes), above[np.isfinite(above)]
     metrics = {
-        "relaxed": Metric(
-            _mean(relaxed), f"share of crystals that {potential} relaxed (structurally valid before and after)",
-            _HERE, "share", "higher", total,
+        "relaxed": Metric.share(
+            relaxed, total, f"share of crystals that {potential} relaxed (structurally valid before and after)"
         ),
-        "converged": Metric(
-            _mean([outcome.converged for outcome in outcomes]),
-            "share of crystals whose forces fell below fmax within max_steps", _HERE, "share", "higher", total,
+        "converged": Metric.share(
+            sum(outcome.converged for outcome in outcomes),
+            total,
+            "share of crystals whose forces fell below fmax within max_steps",
         ),
-        "energy_above_hull": Metric(
-            _mean(above[np.isfinite(above)]), f"mean energy of relaxed crystals above {on_hull}",
-            _MATTERGEN, "eV/atom", "lower", known,
+        "energy_above_hull": Metric.mean(
+            known, f"mean energy of relaxed crystals above {on_hull}", MATTERGEN, unit="eV/atom"
         ),
         "energy_above_hull_median": Metric(
-            float(np.median(above[np.isfinite(above)])) if known else None,
-            f"median energy of relaxed crystals above {on_hull}", _HERE, "eV/atom", "lower", known,
+            float(np.median(known)) if len(known) else None,
+            f"median energy of relaxed crystals above {on_hull}", HERE, "eV/atom", "lower", len(known),
         ),
-        "no_hull": Metric(
-            _mean(relaxed & ~np.isfinite(above)),
+        "no_hull": Metric.share(
+            relaxed & ~np.isfinite(above),
+            total,
             "share of crystals that relaxed, but have no energy above the hull: it lacks one of their elements, or "
-            "they are further below it than the potential can be trusted", _HERE, "share", "lower", total,
+            "they are further below it than the potential can be trusted",
+            better="lower",
         ),
         "hull_failed": Metric(
             unusable, f"crystals of {hull} that are missing in the hull, as {potential} gave no energy for them",
-            _HERE, "crystals", "lower", None,
+            HERE, "crystals", "lower",
         ),
     }  # fmt: skip
+    within = {
+        name: f"share of all crystals at most {limit:g} eV/atom above {on_hull}" for name, limit in limits.items()
+    }
     for name, mask in below.items():
-        metrics[name] = Metric(
-            _mean(mask), f"share of all crystals at most {limits[name]:g} eV/atom above {on_hull}",
-            _MATTERGEN, "share", "higher", total,
-        )  # fmt: skip
+        metrics[name] = Metric.share(mask, total, within[name], MATTERGEN)
     judged = {"": "as generated", "_relaxed": "after relaxation, as in MatterGen's code"}
     for ending, unique_novel in masks.items():
+        new = f"unique among all and not in the training set; uniqueness and novelty judged {judged[ending]}"
         for name, short in (("stable", "sun"), ("metastable", "msun")):
-            metrics[f"{short}{ending}"] = Metric(
-                _mean(below[name] & unique_novel),
-                f"share of all crystals at most {limits[name]:g} eV/atom above {on_hull}, unique among all and not "
-                f"in the training set; uniqueness and novelty judged {judged[ending]}",
-                _MATTERGEN, "share", "higher", total,
-            )  # fmt: skip
+            metrics[f"{short}{ending}"] = Metric.share(
+                below[name] & unique_novel, total, f"{within[name]}, {new}", MATTERGEN
+            )
     return metrics | _relaxation_metrics(outcomes) | _energy_distance(outcomes, reference_formation_energies, potential)
 
 
 def _relaxation_metrics(outcomes: Sequence[Outcome]) -> dict[str, Metric]:
     relaxed = [outcome for outcome in outcomes if outcome.relaxed]
-    count = len(relaxed)
     return {
-        "relaxation_rmsd": Metric(
-            _mean([outcome.rmsd for outcome in relaxed]),
+        "relaxation_rmsd": Metric.mean(
+            [outcome.rmsd for outcome in relaxed],
             "mean over relaxed crystals of StructureMatcher(ltol=0.5, stol=0.5, angle_tol=10, scale=False, "
             "attempt_supercell=True).get_rms_dist(generated, relaxed) times the (V/n)^(1/3) of their mean lattice; "
-            "0.5 (V/n)^(1/3) where they do not match", _MATTERGEN + ", its code", "Å", "lower", count,
+            "0.5 (V/n)^(1/3) where they do not match",
+            f"{MATTERGEN}, its code",
+            unit="Å",
         ),
-        "relaxation_matched": Metric(
-            _mean([outcome.matched for outcome in relaxed]),
+        "relaxation_matched": Metric.share(
+            sum(outcome.matched for outcome in relaxed),
+            len(relaxed),
             "share of relaxed crystals that match what they were before, at the tolerances of relaxation_rmsd",
-            _HERE, "share", "higher", count,
         ),
-        "relaxation_displacement": Metric(
-            _mean([outcome.displacement for outcome in relaxed]),
+        "relaxation_displacement": Metric.mean(
+            [outcome.displacement for outcome in relaxed],
             "mean over relaxed crystals of the root mean square displacement of atoms, each against itself, in the "
-            "mean of both cells, less the common shift", _HERE, "Å", "lower", count,
+            "mean of both cells, less the common shift",
+            unit="Å",
         ),
-        "relaxation_energy": Metric(
-            _mean([outcome.relaxation_energy for outcome in relaxed]),
-            "mean energy that relaxed crystals gave off", _HERE, "eV/atom", "lower", count,
+        "relaxation_energy": Metric.mean(
+            [outcome.relaxation_energy for outcome in relaxed],
+            "mean energy that relaxed crystals gave off",
+            unit="eV/atom",
         ),
-        "relaxation_steps": Metric(
-            _mean([outcome.steps for outcome in relaxed]),
-            "mean number of steps of relaxation", _HERE, "steps", "lower", count,
+        "relaxation_steps": Metric.mean(
+            [outcome.steps for outcome in relaxed], "mean number of steps of relaxation", unit="steps"
         ),
-    }  # fmt: skip
+    }
 
 
 def _energy_distance(outcomes: Sequence[Outcome], reference: Sequence[float], potential: str) -> dict[str, Metric]:
@@ -154,7 +153,3 @@ def _energy_distance(outcomes: Sequence[Outcome], reference: Sequence[float], po
         "that the potential can relax, and whose elements the hull has"
     )
     return {"wasserstein_energy": Metric(value, definition, _CDVAE, "eV/atom", "lower", len(ours))}
-
-
-def _mean(values: Sequence[float] | Sequence[bool] | np.ndarray) -> float | None:
-    return float(np.mean(values)) if len(values) else None

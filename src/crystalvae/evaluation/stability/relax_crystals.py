@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.evaluation.crystal_arrays import Arrays
 from crystalvae.evaluation.parallel.runner import Runner
+from crystalvae.evaluation.stability.hull import Entry, composition
 from crystalvae.evaluation.stability.potentials import Potential
-from crystalvae.evaluation.stability.relaxation import Arrays, Relaxation, Relaxed, failed, relax
-from crystalvae.evaluation.validity.structure import describe
+from crystalvae.evaluation.stability.relaxation import Relaxation, Relaxed, failed, relax
+from crystalvae.evaluation.validity.structure import describe, map_valid
 
 RELAX_VERSION = 2
 """Part of every cache key: raise it whenever the same crystal would be relaxed differently."""
@@ -29,26 +31,29 @@ def relax_crystals(
 
     Results are cached by content, potential and settings; what ran out of time is tried again the next time.
     """
-    reasons = describe(crystals)["reason"].tolist()
-    results = [failed(reason) for reason in reasons]
-    valid = [i for i, reason in enumerate(reasons) if not reason]
-    arrays = crystals.to_arrays()
-    found = runner.map(
+    results: list[Relaxed] = map_valid(
         partial(relax, potential=potential, relaxation=relaxation),
-        [arrays[i] for i in valid],
+        crystals,
+        runner=runner,
+        otherwise=failed,
         description=description,
         namespace=f"relax/{RELAX_VERSION}/{potential.identity()}/{relaxation.identity()}",
         chunk=2,
-        keep=keeps,
     )
-    ended = [i for i, result in zip(valid, found, strict=True) if not result["failure"]]
-    for i, result in zip(valid, found, strict=True):
-        results[i] = result
-    relaxed = CrystalBatch.from_arrays([after_relaxation(arrays[i], results[i]) for i in ended])
-    for i, reason in zip(ended, describe(relaxed)["reason"], strict=True):
-        if reason:
-            results[i] = failed(f"after relaxation: {reason}")
-    return results
+    ended = [i for i, result in enumerate(results) if not result["failure"]]
+    before = crystals.to_arrays()
+    relaxed = CrystalBatch.from_arrays([after_relaxation(before[i], results[i]) for i in ended])
+    broken = dict(zip(ended, describe(relaxed)["reason"], strict=True))
+    return [failed(f"after relaxation: {broken[i]}") if broken.get(i) else result for i, result in enumerate(results)]
+
+
+def energies(crystals: CrystalBatch, results: Sequence[Relaxed]) -> list[Entry]:
+    """Return composition and energy after relaxation of each crystal that has one."""
+    return [
+        Entry(composition(numbers), result["energy"])
+        for (numbers, _, _), result in zip(crystals.to_arrays(), results, strict=True)
+        if not result["failure"]
+    ]
 
 
 def only_energy(relaxation: Relaxation) -> Relaxation:
@@ -61,8 +66,3 @@ def only_energy(relaxation: Relaxation) -> Relaxation:
 def after_relaxation(before: Arrays, result: Relaxed) -> Arrays:
     """Return a crystal as it was after relaxation, coordinates not wrapped."""
     return before[0], np.array(result["frac_coords"]).reshape(-1, 3), np.array(result["lattice"]).reshape(3, 3)
-
-
-def keeps(result: Mapping[str, object]) -> bool:
-    """Say whether a result may be kept: running out of time or memory depends on the machine."""
-    return not result["passing"]

@@ -5,23 +5,21 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
 
-from crystalvae.errors import ConfigError, CrystalVAEError
-from crystalvae.evaluation.parallel.time_limit import TimedOutError, check_time_limit, time_limit
+from crystalvae.errors import ConfigError
+from crystalvae.evaluation.crystal_arrays import Arrays, structure
+from crystalvae.evaluation.matching.structure_matcher import forget_reduced_cells
+from crystalvae.evaluation.parallel.attempt import Failure, attempt
+from crystalvae.evaluation.parallel.time_limit import check_time_limit
 from crystalvae.evaluation.stability.potentials import Potential
 
 if TYPE_CHECKING:
     from ase import Atoms
-    from pymatgen.core import Structure
 
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Atomic numbers (n,), fractional coordinates (n, 3) and lattice rows in Å (3, 3) of one crystal."""
 OPTIMIZERS = ("FIRE", "LBFGS", "BFGS")
 RMSD_TOLERANCES = {"ltol": 0.5, "stol": 0.5, "angle_tol": 10}
 """Tolerances of the matcher for the RMSD of relaxation in MatterGen's code; unmatched crystals get `stol` itself."""
@@ -81,16 +79,13 @@ def relax(crystal: Arrays, *, potential: Potential, relaxation: Relaxation) -> R
     numbers, frac_coords, lattice = crystal
     atoms = Atoms(numbers=numbers, scaled_positions=frac_coords, cell=lattice, pbc=True)
     atoms.calc = potential.calculator()
-    try:
-        with time_limit(relaxation.time_limit_s), _quiet():
+
+    def quietly() -> Relaxed:
+        with contextlib.redirect_stdout(io.StringIO()):  # potentials print what they think of single crystals
             return _relax(atoms, relaxation)
-    except TimedOutError:
-        return failed(f"no answer within {relaxation.time_limit_s:g} s", passing=True)
-    except CrystalVAEError:
-        raise
-    except Exception as error:  # noqa: BLE001 - any error for one crystal must not take down the others
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        return failed(reason, passing=isinstance(error, (MemoryError, OSError)) or "out of memory" in reason.lower())
+
+    found = attempt(quietly, timeout_s=relaxation.time_limit_s)
+    return failed(found.reason, passing=found.passing) if isinstance(found, Failure) else found
 
 
 def failed(reason: str, *, passing: bool = False) -> Relaxed:
@@ -105,14 +100,6 @@ def failed(reason: str, *, passing: bool = False) -> Relaxed:
         failure=reason,
         passing=passing,
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back what potentials print and warn about single crystals."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _relax(atoms: Atoms, relaxation: Relaxation) -> Relaxed:
@@ -162,26 +149,13 @@ def matched_rmsd(pair: tuple[Arrays, Arrays], *, time_limit_s: float | None) -> 
     from pymatgen.analysis.structure_matcher import StructureMatcher
     from pymatgen.core import Lattice
 
-    first, second = (_structure(crystal) for crystal in pair)
+    first, second = map(structure, pair)
     parameters = (np.array(first.lattice.parameters) + np.array(second.lattice.parameters)) / 2
     length = (Lattice.from_parameters(*parameters).volume / len(first)) ** (1 / 3)
     matcher = StructureMatcher(**RMSD_TOLERANCES, primitive_cell=True, scale=False, attempt_supercell=True)
-    clear = getattr(getattr(StructureMatcher, "_get_reduced_istructure", None), "cache_clear", None)
-    if clear is not None:  # reduced cells of earlier structures are found again within a tolerance
-        clear()
-    try:
-        with time_limit(time_limit_s):
-            found = matcher.get_rms_dist(first, second)
-    except TimedOutError:
-        return {"rmsd": RMSD_TOLERANCES["stol"] * length, "matched": False, "passing": True}
-    except Exception:  # noqa: BLE001 - what the matcher cannot compare it does not match
-        found = None
-    value = RMSD_TOLERANCES["stol"] if found is None else float(found[0])
-    return {"rmsd": value * length, "matched": found is not None, "passing": False}
-
-
-def _structure(crystal: Arrays) -> Structure:
-    from pymatgen.core import Element, Structure
-
-    numbers, frac_coords, lattice = crystal
-    return Structure(lattice, [Element.from_Z(number) for number in numbers.tolist()], frac_coords)
+    forget_reduced_cells()
+    found = attempt(lambda: matcher.get_rms_dist(first, second), timeout_s=time_limit_s)
+    if found is None or isinstance(found, Failure):  # what cannot be compared is not matched
+        passing = found is not None and found.passing
+        return {"rmsd": RMSD_TOLERANCES["stol"] * length, "matched": False, "passing": passing}
+    return {"rmsd": float(found[0]) * length, "matched": True, "passing": False}

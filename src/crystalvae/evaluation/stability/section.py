@@ -13,6 +13,7 @@ from ase.data import chemical_symbols
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import DataError
+from crystalvae.evaluation.crystal_arrays import Arrays
 from crystalvae.evaluation.metric import Section
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.stability.elemental_crystals import elemental_crystals
@@ -26,11 +27,13 @@ from crystalvae.evaluation.stability.hull import (
 )
 from crystalvae.evaluation.stability.metrics import Outcome, stability_metrics
 from crystalvae.evaluation.stability.potentials import CHGNET, Potential
-from crystalvae.evaluation.stability.relax_crystals import after_relaxation, keeps, only_energy, relax_crystals
-from crystalvae.evaluation.stability.relaxation import Arrays, Relaxation, Relaxed, displacement, matched_rmsd
+from crystalvae.evaluation.stability.relax_crystals import after_relaxation, energies, only_energy, relax_crystals
+from crystalvae.evaluation.stability.relaxation import Relaxation, Relaxed, displacement, matched_rmsd
 
 Classify = Callable[[CrystalBatch], tuple[Sequence[bool], Sequence[bool]]]
 """Says of crystals which are unique among themselves, and which are novel."""
+Relax = Callable[..., list[Relaxed]]
+"""`relax_crystals` under a potential, by a runner."""
 
 _RMSD_TIME_LIMIT_S = 10.0
 
@@ -67,8 +70,8 @@ def stability_section(
     runner: Runner,
     potential: Potential = CHGNET,
     settings: StabilitySettings | None = None,
-    unique: Sequence[bool] | None = None,
-    novel: Sequence[bool] | None = None,
+    unique: Sequence[object] | None = None,
+    novel: Sequence[object] | None = None,
     classify: Classify | None = None,
     unreadable: int = 0,
 ) -> Section:
@@ -102,17 +105,18 @@ def stability_section(
     potential.calculator()  # what is wrong with it is said now, and not by a worker
     among = _choose(len(generated) + unreadable, settings.max_crystals, settings.seed)
     chosen = among[among < len(generated)]
-    ours = relax_crystals(generated[chosen], potential=potential, relaxation=settings.relaxation, runner=runner)
+    relax: Relax = partial(relax_crystals, potential=potential, runner=runner)
+    ours = relax(generated[chosen], relaxation=settings.relaxation, description="relaxing crystals")
     arrays = generated[chosen].to_arrays()
     sample = reference[_choose(len(reference), settings.sample, settings.seed)]
-    known, unusable = _known_entries(hull, [*arrays, *sample.to_arrays()], arrays, potential, settings, runner)
+    elements = {number for numbers, _, _ in (*arrays, *sample.to_arrays()) for number in numbers.tolist()}
+    known, unusable = _known_entries(hull, arrays, elements, settings, relax)
     added: list[str] = []
     if settings.complete_elements:
-        elements = {number for numbers, _, _ in (*arrays, *sample.to_arrays()) for number in numbers.tolist()}
-        more = _missing_elements(elements - set(elemental_energies(known)), potential, settings, runner)
+        more = _missing_elements(elements - set(elemental_energies(known)), settings, relax)
         known, added = [*known, *more], [chemical_symbols[number] for number in sorted(elemental_energies(more))]
     outcomes = _outcomes(arrays, ours, known, settings, runner)
-    expected = _formation_energies_of(sample, known, potential, settings, runner)
+    expected = _formation_energies_of(sample, known, settings, relax)
     masks = {} if unique is None or novel is None else {"": _both(unique, novel, chosen)}
     if classify is not None:
         masks["_relaxed"] = _classified(arrays, ours, outcomes, classify)
@@ -153,52 +157,27 @@ def stability_section(
 
 
 def _known_entries(
-    hull: CrystalBatch,
-    crystals: Sequence[Arrays],
-    judged: Sequence[Arrays],
-    potential: Potential,
-    settings: StabilitySettings,
-    runner: Runner,
+    hull: CrystalBatch, judged: Sequence[Arrays], elements: set[int], settings: StabilitySettings, relax: Relax
 ) -> tuple[list[Entry], int]:
-    """Return the energies of those known crystals that matter for `judged`, and all elemental ones for `crystals`.
+    """Return the energies of those known crystals that matter for `judged`, and all elemental ones of `elements`.
 
     Also returns how many of these had no energy.
     """
-    systems = [frozenset(numbers.tolist()) for numbers, _, _ in hull.to_arrays()]
-    index = SystemIndex(systems)
-    wanted = {i for system in {frozenset(numbers.tolist()) for numbers, _, _ in judged} for i in index.inside(system)}
-    elements = {number for numbers, _, _ in crystals for number in numbers.tolist()}
-    wanted |= {i for number in elements for i in index.inside(frozenset((number,)))}
-    part = hull[sorted(wanted)]
+    index = SystemIndex(frozenset(numbers.tolist()) for numbers, _, _ in hull.to_arrays())
+    systems = {frozenset(numbers.tolist()) for numbers, _, _ in judged} | {frozenset((number,)) for number in elements}
+    part = hull[sorted({i for system in systems for i in index.inside(system)})]
     relaxation = settings.relaxation if settings.relax_hull else only_energy(settings.relaxation)
     description = "relaxing the hull's crystals" if settings.relax_hull else "energies of the hull's crystals"
-    results = relax_crystals(part, potential=potential, relaxation=relaxation, runner=runner, description=description)
-    entries = [
-        Entry(composition(numbers), result["energy"])
-        for (numbers, _, _), result in zip(part.to_arrays(), results, strict=True)
-        if not result["failure"]
-    ]
-    return entries, len(results) - len(entries)
+    entries = energies(part, relax(part, relaxation=relaxation, description=description))
+    return entries, len(part) - len(entries)
 
 
-def _missing_elements(
-    elements: set[int], potential: Potential, settings: StabilitySettings, runner: Runner
-) -> list[Entry]:
+def _missing_elements(elements: set[int], settings: StabilitySettings, relax: Relax) -> list[Entry]:
     """Return the lowest relaxed crystal of each element, for those of which the potential gives one."""
     crystals = elemental_crystals(sorted(number for number in elements if 1 <= number <= 118))
-    results = relax_crystals(
-        crystals,
-        potential=potential,
-        relaxation=settings.relaxation,
-        runner=runner,
-        description="relaxing elements that the hull lacks",
-    )
-    entries = [
-        Entry(composition(numbers), result["energy"])
-        for (numbers, _, _), result in zip(crystals.to_arrays(), results, strict=True)
-        if not result["failure"]
-    ]
-    return [Entry({number: 1}, energy) for number, energy in elemental_energies(entries).items()]
+    results = relax(crystals, relaxation=settings.relaxation, description="relaxing elements that the hull lacks")
+    lowest = elemental_energies(energies(crystals, results))
+    return [Entry({number: 1}, energy) for number, energy in lowest.items()]
 
 
 def _outcomes(
@@ -219,7 +198,6 @@ def _outcomes(
         pairs,
         description="RMSD of relaxation",
         namespace=f"matched_rmsd/1/{version('pymatgen-core')}",
-        keep=keeps,
     )
     outcomes = [Outcome(failure=result["failure"]) for result in results]
     for i, entry, (energy, no_hull), at_start, pair, rmsd in zip(
@@ -245,21 +223,11 @@ def _outcomes(
 
 
 def _formation_energies_of(
-    sample: CrystalBatch, known: Sequence[Entry], potential: Potential, settings: StabilitySettings, runner: Runner
+    sample: CrystalBatch, known: Sequence[Entry], settings: StabilitySettings, relax: Relax
 ) -> list[float]:
-    results = relax_crystals(
-        sample,
-        potential=potential,
-        relaxation=only_energy(settings.relaxation),
-        runner=runner,
-        description="energies of the reference",
-    )
-    entries = [
-        Entry(composition(numbers), result["energy"])
-        for (numbers, _, _), result in zip(sample.to_arrays(), results, strict=True)
-        if not result["failure"]
-    ]
-    return [value for value in formation_energies(entries, elemental_energies(known)) if math.isfinite(value)]
+    results = relax(sample, relaxation=only_energy(settings.relaxation), description="energies of the reference")
+    found = formation_energies(energies(sample, results), elemental_energies(known))
+    return [value for value in found if math.isfinite(value)]
 
 
 def _classified(
@@ -295,7 +263,7 @@ def _columns(outcomes: Sequence[Outcome], chosen: np.ndarray, total: int) -> dic
     }
 
 
-def _both(unique: Sequence[bool], novel: Sequence[bool], chosen: np.ndarray) -> np.ndarray:
+def _both(unique: Sequence[object], novel: Sequence[object], chosen: np.ndarray) -> np.ndarray:
     return (np.asarray(unique, dtype=bool) & np.asarray(novel, dtype=bool))[chosen]
 
 

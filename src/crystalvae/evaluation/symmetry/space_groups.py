@@ -14,6 +14,8 @@ import numpy as np
 
 from crystalvae.data.symmetry import moyo_dataset
 from crystalvae.errors import ConfigError
+from crystalvae.evaluation.crystal_arrays import Arrays
+from crystalvae.evaluation.parallel.attempt import Failure, attempt
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -24,9 +26,6 @@ CRYSTAL_SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "tri
 _LAST_OF_SYSTEM = (2, 15, 74, 142, 167, 194, 230)
 REFINED_TOLERANCE = 1e-4
 """Tolerance in Å at which a symmetrised cell must have the symmetry it was given."""
-
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Atomic numbers (n,), fractional coordinates (n, 3) and lattice rows in Å (3, 3) of one crystal."""
 
 
 def check_library(library: str, tolerances: Sequence[float]) -> None:
@@ -78,9 +77,8 @@ def prototype_label(crystal: Arrays, *, tolerance: float) -> str:
     and Wyckoff letters are left out, which depend on the choice of the origin. moyopy finds the group at `tolerance`
     (Å); empty where there is none.
     """
-    try:
-        dataset = moyo_dataset(*crystal, tolerance)
-    except Exception:  # noqa: BLE001 - raised for crystals in which no symmetry at all is found
+    dataset = attempt(lambda: moyo_dataset(*crystal, tolerance))
+    if isinstance(dataset, Failure):  # no symmetry at all is found
         return ""
     counts = sorted(np.unique(crystal[0], return_counts=True)[1].tolist())
     unit = [count // math.gcd(*counts) for count in counts]
@@ -96,11 +94,14 @@ def symmetrized_cif(crystal: Arrays, *, tolerance: float) -> dict[str, object]:
     """
     from pymatgen.io.cif import CifWriter
 
-    try:
+    def refined() -> tuple[int, CifWriter]:
         number, structure = _refined(crystal, tolerance)
-        writer = CifWriter(structure, symprec=REFINED_TOLERANCE, significant_figures=8)
-    except Exception as error:  # noqa: BLE001 - any error for one crystal must not take down the others
-        return {"cif": "", "number": 0, "failure": _reason(error)}
+        return number, CifWriter(structure, symprec=REFINED_TOLERANCE, significant_figures=8)
+
+    found = attempt(refined)
+    if isinstance(found, Failure):
+        return {"cif": "", "number": 0, **found.to_dict()}
+    number, writer = found
     block = next(iter(writer.cif_file.data.values()))
     written = int(block["_symmetry_Int_Tables_number"])
     if written != number:
@@ -110,18 +111,21 @@ def symmetrized_cif(crystal: Arrays, *, tolerance: float) -> dict[str, object]:
 
 
 def _space_group(crystal: Arrays, library: Library, tolerance: float) -> int:
-    numbers, frac_coords, lattice = crystal
-    try:
-        if library == "moyopy":
-            return int(moyo_dataset(*crystal, tolerance).number)
-        import spglib
+    search = _by_moyopy if library == "moyopy" else _by_spglib
+    number = attempt(lambda: search(crystal, tolerance))
+    return 0 if isinstance(number, Failure) else number  # both raise for crystals in which they find no symmetry at all
 
-        dataset = spglib.get_symmetry_dataset(
-            (lattice.tolist(), frac_coords.tolist(), numbers.tolist()), symprec=tolerance
-        )
-        return 0 if dataset is None else int(dataset.number)
-    except Exception:  # noqa: BLE001 - both libraries raise for crystals in which they find no symmetry at all
-        return 0
+
+def _by_moyopy(crystal: Arrays, tolerance: float) -> int:
+    return int(moyo_dataset(*crystal, tolerance).number)
+
+
+def _by_spglib(crystal: Arrays, tolerance: float) -> int:
+    import spglib
+
+    numbers, frac_coords, lattice = crystal
+    dataset = spglib.get_symmetry_dataset((lattice.tolist(), frac_coords.tolist(), numbers.tolist()), symprec=tolerance)
+    return 0 if dataset is None else int(dataset.number)
 
 
 def _refined(crystal: Arrays, tolerance: float) -> tuple[int, Structure]:
@@ -131,7 +135,3 @@ def _refined(crystal: Arrays, tolerance: float) -> tuple[int, Structure]:
     cell = dataset.std_cell
     species = [Element.from_Z(number) for number in cell.numbers]
     return int(dataset.number), Structure(cell.basis, species, cell.positions)
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -14,9 +14,7 @@ import numpy as np
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError, EvaluationError
-
-Composition = tuple[tuple[int, int], ...]
-"""Atomic numbers, ascending, with their counts divided by the greatest common divisor."""
+from crystalvae.evaluation.crystal_arrays import Composition, reduced_composition
 
 OXIDATION_STATES = {
     "smact14": "oxidation_states_smact14",
@@ -56,13 +54,6 @@ def reduced_compositions(crystals: CrystalBatch) -> list[Composition]:
     """Return the reduced composition of each crystal; atoms of unknown elements keep their number, 0 included."""
     numbers, counts = crystals.atom_types.detach().cpu().numpy(), crystals.num_atoms.cpu().numpy()
     return [reduced_composition(atoms) for atoms in np.split(numbers, np.cumsum(counts)[:-1])] if len(counts) else []
-
-
-def reduced_composition(numbers: np.ndarray | Sequence[int]) -> Composition:
-    """Return the reduced composition of the atoms of one crystal, given by atomic numbers."""
-    elements, amounts = np.unique(np.asarray(numbers), return_counts=True)
-    divisor = math.gcd(*amounts.tolist()) or 1
-    return tuple((int(z), int(amount) // divisor) for z, amount in zip(elements, amounts, strict=True))
 
 
 def smact_installed() -> bool:

@@ -111,7 +111,7 @@ def _reason(row: object, contact: float, ranges: Ranges | None, min_contact: flo
     if ranges is None:
         return ""
     sizes: Sequence[tuple[str, float, tuple[float, float], str]] = (
-        ("volume an atom", getattr(row, "volume", 0.0) / getattr(row, "atoms", 1), ranges.volume_per_atom, "Å^3"),
+        ("volume per atom", getattr(row, "volume", 0.0) / getattr(row, "atoms", 1), ranges.volume_per_atom, "Å^3"),
         ("density", getattr(row, "density", 0.0), ranges.density, "g/cm^3"),
     )
     for name, value, (low, high), unit in sizes:

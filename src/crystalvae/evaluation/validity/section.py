@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.distances import shortest_distances
-from crystalvae.evaluation.metric import Metric, Section
+from crystalvae.evaluation.metric import CDVAE, DIFFCSP, HERE, Metric, Section
 from crystalvae.evaluation.validity.composition import (
     INSTALL,
     MAX_COMBINATIONS,
@@ -31,8 +31,6 @@ from crystalvae.evaluation.validity.contacts import (
 )
 from crystalvae.evaluation.validity.structure import MIN_DISTANCE, MIN_VOLUME, describe
 
-CDVAE = "CDVAE (Xie et al. 2022, arXiv:2110.06197) and its code"
-HERE = "this package"
 SMACT = "charge neutral with cations less electronegative than anions, by SMACT; single elements and alloys pass"
 
 
@@ -47,7 +45,7 @@ def _meanings(states: str, contact: float) -> dict[str, tuple[str, str]]:
         "composition_valid": (f"{SMACT}; oxidation states: {states}", f"{CDVAE}, with SMACT's 2014 states"),
         "composition_valid_capped": (
             f"composition_valid, and at most {MAX_COMBINATIONS:,} combinations of oxidation states to try",
-            "DiffCSP (Jiao et al. 2023, arXiv:2309.04475), its code",
+            f"{DIFFCSP}, its code",
         ),
         "composition_valid_icsd24": (f"{SMACT}; oxidation states: icsd24", "SMACT since 3.0; Chemeleon2, its code"),
         "valid": ("structure_valid and composition_valid", CDVAE),
@@ -133,7 +131,7 @@ def validity_section(
         name="validity",
         title="Validity",
         metrics={
-            name: _metric(masks[name], len(generated) + unreadable, definition, source)
+            name: Metric.share(masks[name], len(generated) + unreadable, f"share of crystals: {definition}", source)
             for name, (definition, source) in _meanings(oxidation_states, min_contact).items()
             if name in masks
         },
@@ -150,17 +148,6 @@ def validity_section(
 def plain(values: pd.Series | Float[np.ndarray, "B"]) -> list[object]:
     """Return numbers as JSON can hold them: rounded to seven digits, None for what is not finite."""
     return [float(f"{value:.7g}") if math.isfinite(value) else None for value in np.asarray(values, float).tolist()]
-
-
-def _metric(mask: Bool[np.ndarray, "B"], total: int, definition: str, source: str) -> Metric:
-    return Metric(
-        value=int(mask.sum()) / total if total else None,
-        definition=f"share of crystals: {definition}",
-        source=source,
-        unit="share",
-        better="higher",
-        count=total,
-    )
 
 
 def _distributions(sets: Mapping[str, tuple[CrystalBatch, pd.DataFrame]]) -> dict[str, dict[str, list[object]]]:

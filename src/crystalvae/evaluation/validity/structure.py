@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.distances import shortest_distances
 from crystalvae.data.units import GRAM_PER_CM3
+from crystalvae.evaluation.crystal_arrays import Arrays
+from crystalvae.evaluation.parallel.runner import Runner
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +25,7 @@ MIN_VOLUME = 0.1
 
 
 def describe(crystals: CrystalBatch) -> pd.DataFrame:
-    """Return one row of facts a crystal: formula, atoms, volume, density, shortest_distance, valid, reason.
+    """Return one row of facts per crystal: formula, atoms, volume, density, shortest_distance, valid, reason.
 
     Formulas are reduced, in pymatgen's convention; `volume` is in Å^3, `density` in g/cm^3, `shortest_distance` in Å.
     The last is the shortest between any two atoms over all periodic images, an atom's own images included, for cells of
@@ -83,6 +86,26 @@ def describe(crystals: CrystalBatch) -> pd.DataFrame:
             "reason": pd.Series(reasons, dtype=object),
         }
     )
+
+
+def map_valid(
+    function: Callable[[Arrays], Any],
+    crystals: CrystalBatch,
+    *,
+    runner: Runner,
+    otherwise: Callable[[str], Any],
+    description: str,
+    namespace: str,
+    chunk: int = 16,
+) -> list[Any]:
+    """Return `function(arrays)` of each structurally valid crystal, and `otherwise(reason)` of each other one.
+
+    The rest is as in `Runner.map`.
+    """
+    reasons: list[str] = describe(crystals)["reason"].tolist()
+    arrays = [crystal for crystal, reason in zip(crystals.to_arrays(), reasons, strict=True) if not reason]
+    found = iter(runner.map(function, arrays, description=description, namespace=namespace, chunk=chunk))
+    return [otherwise(reason) if reason else next(found) for reason in reasons]
 
 
 def _compositions(numbers: np.ndarray, counts: np.ndarray, known: np.ndarray) -> tuple[list[str], np.ndarray]:

@@ -1,4 +1,4 @@
-"""Crystal structure prediction: do candidates for given compositions find the structures that are known?"""
+"""Candidates for given targets: which crystal is for which target, and which of its candidates it is."""
 
 from __future__ import annotations
 
@@ -6,94 +6,41 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 
-from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError, DataError
 from crystalvae.evaluation.inputs import CrystalSet
-from crystalvae.evaluation.matching.match_rate import (
-    Candidates,
-    Gates,
-    best_per_target,
-    failure_metrics,
-    match_metrics,
-    pair_columns,
-)
-from crystalvae.evaluation.matching.pairs import STRICT_TOLERANCES, TIME_LIMIT_S, TOLERANCES, match_pairs
-from crystalvae.evaluation.metric import Metric, Section
-from crystalvae.evaluation.parallel.runner import Runner
 
 log = logging.getLogger(__name__)
 
 NUMBERED = re.compile(r"(.+?)[-_.](\d+)")
 """How a candidate's id may be made of its target's: mp-1234_0, mp-1234_1, …"""
-HERE = "this package"
 
 
-def csp_section(
-    *,
-    targets: CrystalBatch,
-    generated: CrystalBatch,
-    candidates: Candidates,
-    runner: Runner,
-    ks: Sequence[int] | None = None,
-    unreadable: int = 0,
-    target_ids: Sequence[str] | None = None,
-    timeout_s: float | None = TIME_LIMIT_S,
-) -> Section:
-    """Match candidates with their targets, and return match rates and RMS displacements @k for each of `ks`.
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """M predictions for T targets.
 
-    `candidates` says of each generated crystal which target it is for and which of its candidates it is; see
-    `assign`. `ks` is by default 1 and the largest number of candidates. A target
-    without candidates counts as not matched.
-
-    Raises `ConfigError` for impossible `ks`, `DataError` where there are no targets.
+    `owner` is the target of each, `rank` its place among the target's candidates, from 0. A place may be empty: a
+    crystal that could not be read is no match.
     """
-    if len(targets) == 0:
-        raise DataError("targets: expected at least one crystal to predict, got none")
-    most = int(candidates.rank.max()) + 1 if len(candidates.rank) else 1
-    ks = sorted({1, most} if ks is None else set(ks))
-    if not ks or ks[0] < 1:
-        raise ConfigError(f"ks={ks}: expected numbers of candidates of at least 1")
-    known, offered = targets.to_arrays(), generated.to_arrays()
-    pairs = match_pairs([known[i] for i in candidates.owner.tolist()], offered, runner=runner, timeout_s=timeout_s)
-    gates = Gates.of(targets, generated)
-    asked = np.unique(candidates.owner)
-    metrics: dict[str, Metric] = {
-        "targets": Metric(len(targets), "crystals to predict", HERE),
-        "candidates": Metric(len(pairs) + unreadable, "crystals offered, unreadable ones included", HERE),
-        "candidates_per_target": Metric(most, "most candidates that a target has", HERE),
-        "targets_without_candidates": Metric(
-            len(targets) - len(asked), "targets with no readable candidate; they count as not matched", HERE,
-            better="lower",
-        ),
-    }  # fmt: skip
-    for k in ks:
-        metrics |= match_metrics(pairs, candidates, gates, k=k, ending=f"@{k}")
-    metrics |= failure_metrics(pairs, unreadable)
-    ids = [str(i) for i in range(len(targets))] if target_ids is None else list(target_ids)
-    rms = np.array([np.nan if pair.rms is None else pair.rms for pair in pairs], dtype=float)
-    best = best_per_target(rms, candidates)
-    return Section(
-        name="csp",
-        title="Structure prediction",
-        metrics=metrics,
-        settings={
-            "tolerances": dict(TOLERANCES),
-            "strict_tolerances": dict(STRICT_TOLERANCES),
-            "timeout_s": timeout_s,
-            "versions": {"pymatgen-core": version("pymatgen-core")},
-            **gates.settings(),
-        },
-        per_crystal={
-            "target": [ids[i] for i in candidates.owner.tolist()],
-            "rank": candidates.rank.tolist(),
-            **pair_columns(pairs, gates),
-        },
-        distributions={"target_id": ids, "target_best_rms": [x if np.isfinite(x) else None for x in best.tolist()]},
-    )
+
+    owner: Int[np.ndarray, "M"]
+    rank: Int[np.ndarray, "M"]
+    targets: int
+
+    @classmethod
+    def one_each(cls, targets: int) -> Candidates:
+        """Return one prediction for each target, in the targets' order."""
+        return cls(owner=np.arange(targets), rank=np.zeros(targets, dtype=np.int64), targets=targets)
+
+    @property
+    def most(self) -> int:
+        """The largest number of candidates that a target has; 1 where there are none."""
+        return int(self.rank.max()) + 1 if len(self.rank) else 1
 
 
 def assign(

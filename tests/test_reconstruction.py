@@ -16,8 +16,9 @@ from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.cif import parse_cif
 from crystalvae.errors import ConfigError, DataError
 from crystalvae.evaluation.matching import pairs as matching
-from crystalvae.evaluation.matching.match_rate import Candidates, Gates, match_metrics
-from crystalvae.evaluation.matching.reconstruction import reconstruction_metrics
+from crystalvae.evaluation.matching.candidates import Candidates
+from crystalvae.evaluation.matching.match_rate import Gates, match_metrics
+from crystalvae.evaluation.matching.section import reconstruction_metrics
 from crystalvae.evaluation.parallel.runner import Runner
 
 ALONE = Runner(n_jobs=1, progress=False)

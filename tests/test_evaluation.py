@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,19 @@ from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError, DataError, OutputError
 from crystalvae.evaluation.evaluate import (
     SECTIONS,
+    EvaluationSettings,
     Known,
-    SuiteSettings,
     evaluate_csp,
     evaluate_generation,
     evaluate_reconstruction,
 )
-from crystalvae.evaluation.evaluation_report import EvaluationReport, format_tables, format_value, plain_data
+from crystalvae.evaluation.evaluation_report import EvaluationReport, plain_data
 from crystalvae.evaluation.inputs import CrystalSet, Unreadable
 from crystalvae.evaluation.metric import Metric
 from crystalvae.evaluation.parallel.cache import ResultCache
 from crystalvae.evaluation.parallel.runner import Runner
+from crystalvae.evaluation.report import format_tables, write_report
+from crystalvae.evaluation.report.tables import format_value
 from tests.test_csp import MOVED, SALT, SILICON, assign
 from tests.test_csp import crystals as named
 
@@ -33,7 +36,7 @@ FLAT = (SALT[0], SALT[1], np.zeros((3, 3)))
 BROKEN = (SALT[0], SALT[1] * np.nan, SALT[2])
 UNKNOWN = (np.array([0, 118]), SALT[1], SALT[2])
 KNOWN = Known(reference=named("reference", {"a": SALT, "b": SILICON}), train=named("train", {"t-1": SALT}))
-CHECKS = SuiteSettings(sections=["validity", "wasserstein", "uniqueness", "symmetry"])
+CHECKS = EvaluationSettings(sections=["validity", "wasserstein", "uniqueness", "symmetry"])
 
 
 def values(report: EvaluationReport) -> dict[str, object]:
@@ -93,12 +96,12 @@ def test_a_reconstruction_is_matched_and_judged_and_written(tmp_path: Path):
     targets = named("targets", {"mp-1": SALT, "mp-2": SILICON})
     predictions = CrystalBatch.from_arrays([SALT, MOVED])
     report = evaluate_reconstruction(
-        targets=targets, predictions=predictions, runner=ALONE, settings=SuiteSettings(seed=3)
+        targets=targets, predictions=predictions, runner=ALONE, settings=EvaluationSettings(seed=3)
     )
     assert [section.name for section in report.sections] == ["reconstruction", "validity"]
     found = values(report)
     assert (found["match_rate"], found["structure_valid"]) == (1.0, 1.0)
-    paths = report.write(tmp_path / "deep" / "here", html=False)
+    paths = write_report(report, tmp_path / "deep" / "here", html=False)
     content = json.loads(paths[0].read_text(encoding="utf-8"))
     assert (content["format_version"], content["kind"], content["seed"]) == (1, "reconstruction", 3)
     assert content["per_crystal"]["id"] == ["mp-1", "mp-2"]
@@ -109,15 +112,19 @@ def test_a_reconstruction_is_matched_and_judged_and_written(tmp_path: Path):
         for metric in section["metrics"].values():
             assert set(metric) == {"value", "definition", "source", "unit", "better", "count"}
     assert [path.name for path in paths[0].parent.iterdir()] == ["evaluation.json"]
+    with pytest.raises(DataError, match="targets only"):
+        replace(report, predictions=None)
+    with pytest.raises(DataError, match=r"one for each of 2 targets.* got 1"):
+        replace(report, predictions=predictions[:1])
     with pytest.raises(OutputError, match="output_dir"):
-        report.write(paths[0] / "below-a-file", html=False)
+        write_report(report, paths[0] / "below-a-file", html=False)
 
 
 def test_candidates_are_matched_and_judged():
     targets = named("targets", {"mp-1": SALT, "mp-2": SILICON})
     generated, candidates = assign(named("offers", {"mp-1_0": SALT, "mp-2_0": SALT, "mp-2_1": SILICON}), targets)
     report = evaluate_csp(
-        targets=targets, generated=generated, candidates=candidates, runner=ALONE, settings=SuiteSettings()
+        targets=targets, generated=generated, candidates=candidates, runner=ALONE, settings=EvaluationSettings()
     )
     found = values(report)
     assert (found["match_rate@1"], found["match_rate@2"], found["structure_valid"]) == (0.5, 1.0, 1.0)
@@ -127,13 +134,13 @@ def test_candidates_are_matched_and_judged():
 
 def test_sections_are_chosen_by_name_and_what_cannot_be_done_is_said():
     generated = named("generated", {"0": SALT})
-    settings = SuiteSettings(sections=["speed", "stability", "coverage"], cutoffs=None)
+    settings = EvaluationSettings(sections=["speed", "stability", "coverage"], cutoffs=None)
     report = evaluate_generation(generated=generated, known=KNOWN, runner=ALONE, settings=settings)
     assert [section.name for section in report.sections] == [n for n in SECTIONS if n in settings.sections]
     assert all(section.skipped for section in report.sections)
     assert len(format_tables(report)) == 3
     with pytest.raises(ConfigError, match="sections: got 'beauty'"):
-        SuiteSettings(sections=["beauty"]).chosen("generation")
+        EvaluationSettings(sections=["beauty"]).chosen("generation")
 
 
 def test_numbers_are_shown_with_their_units():

@@ -16,6 +16,7 @@ import pytest
 from conftest import REPOSITORY
 
 from crystalvae.errors import ConfigError, EvaluationError
+from crystalvae.evaluation.parallel.attempt import Failure, attempt, is_repeatable
 from crystalvae.evaluation.parallel.cache import FILE_NAME, ResultCache, content_hash
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.parallel.time_limit import TimedOutError, time_limit
@@ -142,11 +143,18 @@ def test_two_processes_can_share_a_cache(tmp_path: Path):
 
 def test_workers_need_no_torch():
     modules = (
+        "crystal_arrays",
         "parallel.runner",
         "parallel.cache",
+        "parallel.attempt",
         "parallel.time_limit",
         "matching.pairs",
         "matching.structure_matcher",
+        "distributions.fingerprints",
+        "symmetry.space_groups",
+        "stability.hull",
+        "stability.relaxation",
+        "stability.potentials",
     )
     code = "import sys; sys.path.insert(0, sys.argv[1])\n" + "".join(
         f"import crystalvae.evaluation.{m}\n" for m in modules
@@ -185,6 +193,22 @@ def test_ray_gives_the_same_results_in_the_same_order():
     finally:
         ray.shutdown()
     assert found == [math.sqrt(item) for item in items]
+
+
+def test_what_fails_or_takes_too_long_is_a_reason_and_not_the_end():
+    def fail(error: Exception) -> None:
+        raise error
+
+    assert attempt(lambda: 2.0) == 2.0
+    assert attempt(lambda: fail(ValueError("no\n cell"))) == Failure("ValueError: no cell")
+    for error in (MemoryError("all of it"), OSError("no space"), RuntimeError("CUDA out of memory")):
+        found = attempt(lambda error=error: fail(error))
+        assert isinstance(found, Failure)
+        assert not is_repeatable(found.to_dict())
+    late = attempt(lambda: time.sleep(20), timeout_s=0.1, wanted="cell")
+    assert late == Failure("no cell within 0.1 s", timed_out=True, passing=True)
+    with pytest.raises(ConfigError, match="settings"):
+        attempt(lambda: fail(ConfigError("wrong settings")))
 
 
 @pytest.mark.parametrize("thread", [False, True])
