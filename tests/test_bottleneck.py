@@ -13,8 +13,8 @@ import torch
 import yaml
 
 from crystalvae.commands.train import _described
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.prior_module.latent_prior import LatentPrior
 from crystalvae.vae_module import VAEModule

@@ -24,9 +24,9 @@ from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints import format as checkpoints
 from crystalvae.checkpoints.trusted import check_targets, trusting
 from crystalvae.checkpoints.upgrades import UPGRADES
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.canonical import element_order
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import CheckpointError, ConfigError
 from crystalvae.prior_module.latent_prior import LatentPrior
 from crystalvae.vae_module import VAEModule

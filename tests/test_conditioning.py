@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from crystalvae.checkpoints.format import load_shared_weights
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.composition import densities, element_fractions
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module import VAEModule
 from crystalvae.vae_module.conditions.injection import (

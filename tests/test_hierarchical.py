@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module import VAEModule
 from crystalvae.vae_module.bottlenecks.hierarchical import HierarchicalBottleneck, LadderBottleneck, LevelMLP

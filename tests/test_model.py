@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalvae.data.augmentation import TrainingBatch, rotate, translate
+from crystalvae.data.augmentation import rotate, translate
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.lattice import periodic_difference, random_rotations
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module import DiagonalGaussianDistribution, VAEModule
 from crystalvae.vae_module.decoders.transformer import DecodedCrystals

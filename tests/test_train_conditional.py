@@ -18,10 +18,10 @@ from crystalvae.commands.latent import latent
 from crystalvae.commands.sample import sample
 from crystalvae.commands.sampling import sample_all
 from crystalvae.commands.train import train
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.composition import densities
 from crystalvae.data.datamodule import CrystalDataModule
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.prior_module.latent_prior import LatentPrior
 from crystalvae.vae_module import VAEModule

@@ -8,6 +8,12 @@ from numbers import Integral
 from crystalvae.errors import ConfigError
 
 
+def check_choice(key: str, got: object, allowed: tuple[object, ...]) -> None:
+    """Raise `ConfigError` naming the key, what it got and what is allowed."""
+    if got not in allowed:
+        raise ConfigError(f"{key}: got {got!r}; expected one of {', '.join(map(repr, allowed))}")
+
+
 def check_count(key: str, got: int, *, at_least: int = 1) -> None:
     """Raise `ConfigError` naming the key, what it got and the smallest number allowed."""
     if isinstance(got, bool) or not isinstance(got, Integral) or got < at_least:  # NumPy's whole numbers, too

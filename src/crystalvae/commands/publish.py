@@ -13,9 +13,9 @@ from torch import Tensor
 
 from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints import format as checkpoints
+from crystalvae.checks import check_choice
 from crystalvae.commands import arguments
 from crystalvae.errors import CheckpointError, ConfigError, OutputError
-from crystalvae.vae_module.layers.transformer import check_choice
 
 PriorStorage = Literal["half", "int8"]
 SMALL = 1024

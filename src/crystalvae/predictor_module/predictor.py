@@ -16,8 +16,9 @@ from torchmetrics import MeanAbsoluteError, R2Score
 
 from crystalvae.build import build, to_plain
 from crystalvae.checks import check_count
-from crystalvae.data.augmentation import TrainingBatch, translate
+from crystalvae.data.augmentation import translate
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.predictor_module.property_head import PropertyHead
 from crystalvae.predictor_module.search import SearchOptions, search_latents

@@ -14,7 +14,7 @@ from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError
 from crystalvae.predictor_module.property_head import PropertyHead
 from crystalvae.vae_module.latent_space.latents import continuous_latents, decode_latents
-from crystalvae.vae_module.layers.transformer import mean_over_atoms
+from crystalvae.vae_module.layers.pooling import mean_over_atoms
 from crystalvae.vae_module.vae import CrystalVAE
 
 

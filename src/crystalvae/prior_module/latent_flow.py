@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from crystalvae.checks import check_choice
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError
 from crystalvae.prior_module.composition_model import CompositionModel, Compositions
 from crystalvae.prior_module.denoiser import Denoiser
 from crystalvae.prior_module.flow import Prediction, SamplerOptions, interpolate, preconditioning, solve
 from crystalvae.vae_module.conditions.values import ConditionEmbedder, Values
-from crystalvae.vae_module.layers.transformer import check_choice
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,13 +12,13 @@ from rich.progress import track
 from torch import Tensor
 
 from crystalvae.build import to_plain
-from crystalvae.data.augmentation import TrainingBatch
+from crystalvae.checks import check_choice
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.prior_module.flow import logit_normal
 from crystalvae.prior_module.latent_flow import LatentFlow, PriorNoise
 from crystalvae.vae_module.conditions.values import Values, condition_values, drop_conditions
-from crystalvae.vae_module.layers.transformer import check_choice
 from crystalvae.vae_module.lightning import OverFrozenVAE
 from crystalvae.vae_module.reconstruction_errors import check_finite
 from crystalvae.vae_module.vae_module import VAEModule

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crystalvae.data.augmentation import Augmentation, InputNoise, TrainingBatch
+from crystalvae.data.augmentation import Augmentation, InputNoise
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.bottlenecks.base import Posterior
 from crystalvae.vae_module.conditions.injection import Conditioning

@@ -13,7 +13,7 @@ from crystalvae.data.lattice import bound_angles, lattice_from_parameters
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.bottlenecks.base import Bottleneck, Posterior
 from crystalvae.vae_module.decoders.transformer import DecodedCrystals
-from crystalvae.vae_module.layers.transformer import full_precision
+from crystalvae.vae_module.layers.precision import full_precision
 
 SCALED_LENGTH_RANGE = (0.5, 60.0)
 """Decoded lengths / n^(1/3) are clamped to this range (Å); MP-20 spans 1.03 to 20.1."""

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 
 DEFAULT_BOTTLENECK = {"_target_": "crystalvae.vae_module.bottlenecks.gaussian.GaussianBottleneck"}

@@ -7,7 +7,7 @@ import torch.distributed
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from crystalvae.data.augmentation import TrainingBatch
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.vae_module.bottlenecks.base import check_temperature
 
 

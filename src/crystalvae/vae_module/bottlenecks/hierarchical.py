@@ -14,7 +14,8 @@ from crystalvae.errors import ConfigError
 from crystalvae.vae_module.bottlenecks.base import Bottleneck, Posterior, check_temperature
 from crystalvae.vae_module.bottlenecks.hierarchical_config import HierarchicalConfig
 from crystalvae.vae_module.distribution import DiagonalGaussianDistribution, normal_noise
-from crystalvae.vae_module.layers.transformer import full_precision, mean_over_atoms
+from crystalvae.vae_module.layers.pooling import mean_over_atoms
+from crystalvae.vae_module.layers.precision import full_precision
 
 
 class HierarchicalPosterior(DiagonalGaussianDistribution):

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from crystalvae.checks import check_count
-from crystalvae.data.augmentation import TrainingBatch
+from crystalvae.checks import check_choice, check_count
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.conditions.values import (
     ConditionEmbedder,
@@ -32,7 +32,6 @@ from crystalvae.vae_module.conditions.values import (
     unknown,
 )
 from crystalvae.vae_module.decoders.heads import DecodedCrystals
-from crystalvae.vae_module.layers.transformer import check_choice
 
 Injection = Literal["adaptive_norm", "concat"]
 PREFIX = "condition/"

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crystalvae.checks import check_count
+from crystalvae.checks import check_choice, check_count
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.lattice import wrap
 from crystalvae.errors import ConfigError
-from crystalvae.vae_module.layers.transformer import check_choice, full_precision, mean_over_atoms
+from crystalvae.vae_module.layers.pooling import mean_over_atoms
+from crystalvae.vae_module.layers.precision import full_precision
 
 CoordOutput = Literal["circle", "raw"]
 

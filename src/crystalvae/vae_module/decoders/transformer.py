@@ -7,11 +7,12 @@ from typing import get_args
 from jaxtyping import Float
 from torch import Tensor
 
+from crystalvae.checks import check_choice
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.vae_module.decoders.heads import CoordOutput, CrystalReadOff, DecodedCrystals
 from crystalvae.vae_module.encoders.transformer import Positions
 from crystalvae.vae_module.layers.attention import PaddingPlan
-from crystalvae.vae_module.layers.transformer import Activation, Transformer, check_choice, sinusoidal_positions
+from crystalvae.vae_module.layers.transformer import Activation, Transformer, sinusoidal_positions
 
 __all__ = ["DecodedCrystals", "TransformerDecoder"]
 

@@ -18,7 +18,7 @@ from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.neighbour_graph import NeighbourGraph, neighbour_graph
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.encoders.embedding import CoordFeatures, CrystalEmbedding, LatticeFeatures
-from crystalvae.vae_module.layers.transformer import full_precision
+from crystalvae.vae_module.layers.precision import full_precision
 
 MAX_CUTOFF = 30.0
 """Å; an atom has some thousands of neighbours within it."""

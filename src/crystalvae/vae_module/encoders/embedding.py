@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crystalvae.checks import check_count
+from crystalvae.checks import check_choice, check_count
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.vae_module.layers.transformer import check_choice, full_precision
+from crystalvae.vae_module.layers.precision import full_precision
 
 CoordFeatures = Literal["fourier", "linear"]
 LatticeFeatures = Literal["parameters", "matrix"]

@@ -7,10 +7,11 @@ from typing import Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
+from crystalvae.checks import check_choice
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.vae_module.encoders.embedding import CoordFeatures, CrystalEmbedding, LatticeFeatures
 from crystalvae.vae_module.layers.attention import PaddingPlan
-from crystalvae.vae_module.layers.transformer import Activation, Transformer, check_choice, sinusoidal_positions
+from crystalvae.vae_module.layers.transformer import Activation, Transformer, sinusoidal_positions
 
 Positions = Literal["none", "sinusoidal"]
 

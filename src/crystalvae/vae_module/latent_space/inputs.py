@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.dataset import CrystalDataset
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -9,13 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crystalvae.checks import check_count
+from crystalvae.checks import check_choice, check_count
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.conditions.injection import PREFIX
 from crystalvae.vae_module.latent_space.alignment import align
 from crystalvae.vae_module.latent_space.latents import continuous_latents, decode_latents
-from crystalvae.vae_module.layers.transformer import check_choice
 from crystalvae.vae_module.vae import CrystalVAE
 
 Mode = Literal["linear", "slerp"]

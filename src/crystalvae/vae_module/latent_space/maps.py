@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crystalvae.checks import check_choice
 from crystalvae.errors import ConfigError, OutputError
-from crystalvae.vae_module.layers.transformer import check_choice
 
 Method = Literal["pca", "umap"]
 _TAILS = 2.0

@@ -14,7 +14,7 @@ from crystalvae.checks import check_count, check_dropout
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.layers.attention import PaddingPlan
-from crystalvae.vae_module.layers.transformer import full_precision
+from crystalvae.vae_module.layers.precision import full_precision
 
 
 class AtomGRU(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from crystalvae.checks import check_count, check_dropout, feedforward_width
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.vae_module.layers.transformer import mean_over_atoms
+from crystalvae.vae_module.layers.pooling import mean_over_atoms
 
 
 class PooledLayer(nn.Module):

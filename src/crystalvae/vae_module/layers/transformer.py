@@ -9,23 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from crystalvae.checks import feedforward_width
-from crystalvae.data.batch import CrystalBatch
+from crystalvae.checks import check_choice, feedforward_width
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.layers.attention import PaddingPlan, attend
 
 Activation = Literal["gelu", "gelu_tanh"]
-
-
-def check_choice(key: str, got: object, allowed: tuple[object, ...]) -> None:
-    """Raise `ConfigError` naming the key, what it got and what is allowed."""
-    if got not in allowed:
-        raise ConfigError(f"{key}: got {got!r}; expected one of {', '.join(map(repr, allowed))}")
-
-
-def full_precision(tensor: Tensor) -> torch.autocast:
-    """Return a context without autocast: what is read off or turned into geometry stays in float32 under bf16-mixed."""
-    return torch.autocast(tensor.device.type, enabled=False)
 
 
 class SelfAttention(nn.Module):
@@ -130,9 +118,3 @@ def sinusoidal_positions(token_idx: Int[Tensor, "N"], d_model: int) -> Float[Ten
     k = torch.arange(d_model // 2, device=token_idx.device, dtype=torch.float32)
     phase = token_idx[:, None] * torch.pi / 2048 ** (2 * k / d_model)
     return torch.cat((phase.sin(), phase.cos()), dim=-1)
-
-
-def mean_over_atoms(tokens: Float[Tensor, "N D"], crystals: CrystalBatch) -> Float[Tensor, "B D"]:
-    """Average the tokens of each crystal."""
-    total = tokens.new_zeros(crystals.num_graphs, tokens.shape[-1]).index_add(0, crystals.batch, tokens)
-    return total / crystals.num_atoms[:, None].to(tokens.dtype)
