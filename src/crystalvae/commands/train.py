@@ -27,9 +27,8 @@ from crystalvae.commands.cli import is_main_process
 from crystalvae.commands.precision import choose_precision
 from crystalvae.errors import CheckpointError, ConfigError, OutputError
 from crystalvae.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK
-from crystalvae.vae_module.conditions.injection import matching_names
+from crystalvae.vae_module.frozen import OverFrozenVAE
 from crystalvae.vae_module.layers.transformer import TransformerLayer
-from crystalvae.vae_module.lightning import OverFrozenVAE
 from crystalvae.vae_module.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
@@ -135,8 +134,7 @@ def _output_dir_given() -> bool:
 def _start_from(module: VAEModule, path: Path) -> None:
     content = checkpoints.read(bundled.find(path), plain_data_only=False)
     checkpoints.check_metadata(content, "vae")
-    weights = matching_names(content["state_dict"], module.state_dict())
-    new, unused = checkpoints.load_shared_weights(module, weights)
+    new, unused = checkpoints.load_shared_weights(module, content["state_dict"])
     log.info("starting from the weights of %s", path)
     if new or unused:
         log.warning("new here, from scratch: %s; not used: %s", ", ".join(new) or "none", ", ".join(unused) or "none")

@@ -90,7 +90,7 @@ class _Found:
         cls, vae: CrystalVAE, head: PropertyHead, latents: Float[Tensor, "N L"], template: CrystalBatch
     ) -> _Found:
         crystals = decode_latents(vae, latents, template)
-        encoded = continuous_latents(vae, crystals.replace(properties=template.properties), "search")
+        encoded = continuous_latents(vae, crystals.replace(conditions=template.conditions), "search")
         return cls(latents, crystals, encoded, head.predict(encoded, crystals))
 
     def improved(self, other: _Found, target: float) -> _Found:

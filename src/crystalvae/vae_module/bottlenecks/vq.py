@@ -155,7 +155,7 @@ class VQBottleneck(Bottleneck):
         continuous, indices = posterior.continuous.detach(), posterior.encoding_indices
         self.codebooks.update(continuous, indices, batch, revive=self.revive_below)
 
-    def draw(
+    def sample_latents(
         self, crystals: CrystalBatch, *, temperature: float, generator: torch.Generator | None
     ) -> Float[Tensor, "N L"]:
         """Draw codes from the frequencies with which training used them, as `Codebooks.draw`."""
