@@ -92,7 +92,7 @@ def test_the_research_interface_is_the_same(config: dict[str, Any], crystals: Cr
     rebuilt = module.reconstruct(module.decode(encoded), crystals)
     assert_same_crystals(rebuilt, module.reconstruct_crystals(crystals))
     assert_same_crystals(rebuilt, module.reconstruct_crystals(crystals))
-    with pytest.raises(ValueError, match=rf"expected the {module.latent_dim}"):
+    with pytest.raises(ValueError, match=rf"expected the latent dimension {module.latent_dim}"):
         module.decode({**encoded, "x": torch.zeros(crystals.num_nodes, module.latent_dim + 1)})
 
 

@@ -206,7 +206,7 @@ def test_a_checkpoint_loads_on_its_own_from_anywhere(saved: Path, tmp_path: Path
         torch.save({"lattices": crystals.lattices, "frac_coords": crystals.frac_coords}, "sampled.pt")
     """
     saved.rename(elsewhere / "model.ckpt")
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         check=False,

@@ -13,7 +13,7 @@ from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.lattice import bound_angles, lattice_from_parameters
 from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
-from crystalvae.vae_module.bottlenecks.base import Bottleneck, Posterior
+from crystalvae.vae_module.bottlenecks.base import Posterior, as_bottleneck
 from crystalvae.vae_module.conditions.injection import Conditioning, Part
 from crystalvae.vae_module.conditions.values import condition_values
 from crystalvae.vae_module.decoders.heads import DecodedCrystals
@@ -84,8 +84,6 @@ class CrystalVAE(nn.Module):
         conditioning: Conditioning | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(bottleneck, Bottleneck):
-            raise ConfigError(f"bottleneck: got a {type(bottleneck).__name__}; expected a Bottleneck")
         if not isinstance(encoder, Encoder) or not isinstance(decoder, Decoder):
             raise ConfigError("encoder, decoder: expected modules with d_model, and atom_type_predict for the decoder")
         self.conditioning = Conditioning() if conditioning is None else conditioning
@@ -95,13 +93,11 @@ class CrystalVAE(nn.Module):
         self.encoder_conditions = self.conditioning.part("encoder", encoder.d_model)
         self.encoder = encoder
         self.decoder_conditions = self.conditioning.part("decoder", decoder.d_model)
-        self.decoder, self.bottleneck = decoder, bottleneck
+        self.decoder, self.bottleneck = decoder, as_bottleneck(bottleneck)
         self.bound_lattice = bound_lattice
-        self.quant_conv = nn.Linear(encoder.d_model, bottleneck.input_dim, bias=False)
-        self.post_quant_conv = nn.Linear(bottleneck.output_dim, decoder.d_model, bias=False)
-        self.objective = objective or ELBO(
-            weights=PUBLISHED_WEIGHTS, coord_loss="periodic", latent_dim=bottleneck.latent_dim
-        )
+        self.quant_conv = nn.Linear(encoder.d_model, self.bottleneck.input_dim, bias=False)
+        self.post_quant_conv = nn.Linear(self.bottleneck.output_dim, decoder.d_model, bias=False)
+        self.objective = objective or ELBO(weights=PUBLISHED_WEIGHTS, coord_loss="periodic", latent_dim=self.latent_dim)
 
     def _check_adapts(self, part: Part, module: nn.Module) -> None:
         built, asked = getattr(module, "d_condition", None), self.conditioning.width(part)

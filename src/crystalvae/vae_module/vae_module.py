@@ -25,7 +25,7 @@ from crystalvae.data.dataset import CrystalDataset
 from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.atom_counts import draw_atom_counts
-from crystalvae.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK, Bottleneck
+from crystalvae.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK, Bottleneck, as_bottleneck
 from crystalvae.vae_module.conditions.injection import Conditioning
 from crystalvae.vae_module.conditions.values import asked_values, told
 from crystalvae.vae_module.decoders.heads import DecodedCrystals
@@ -93,7 +93,9 @@ class VAEModule(L.LightningModule):
         conditioning = Conditioning.of(plain["condition"])
         built_decoder = conditioning.build("decoder", plain["decoder"], atom_type_predict=atom_type_predict)
         built_encoder = conditioning.build("encoder", plain["encoder"])
-        built_bottleneck = build("bottleneck", plain["bottleneck"] or DEFAULT_BOTTLENECK, latent_dim=latent_dim)
+        built_bottleneck = as_bottleneck(
+            build("bottleneck", plain["bottleneck"] or DEFAULT_BOTTLENECK, latent_dim=latent_dim)
+        )
         self.loss_weights = check_weights(plain["loss_weights"])
         self.vae = CrystalVAE(
             encoder=built_encoder,

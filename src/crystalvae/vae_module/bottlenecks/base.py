@@ -116,3 +116,10 @@ class Bottleneck(nn.Module):
         """Draw latents from this bottleneck's own prior; of `options` the temperature is read."""
         latents = self.sample_latents(crystals, temperature=options.temperature, generator=generator)
         return Drawn(latents, crystals)
+
+
+def as_bottleneck(module: object) -> Bottleneck:
+    """Return what is a bottleneck; `ConfigError` for anything else."""
+    if not isinstance(module, Bottleneck):
+        raise ConfigError(f"bottleneck: got a {type(module).__name__}; expected a Bottleneck")
+    return module
