@@ -32,7 +32,6 @@ from torch import Tensor  # noqa: E402
 
 import src  # noqa: E402, F401  # the package of this checkout
 from crystalvae.build import build  # noqa: E402
-from crystalvae.commands.template import proposes_elements, sample_template  # noqa: E402
 from crystalvae.data.batch import CrystalBatch  # noqa: E402
 from crystalvae.data.canonical import CRYSTAL_SYSTEMS, crystal_system  # noqa: E402
 from crystalvae.data.composition import densities, element_fractions  # noqa: E402
@@ -41,8 +40,10 @@ from crystalvae.evaluation.symmetry.section import find_space_groups  # noqa: E4
 from crystalvae.evaluation.validity.composition import check_compositions, reduced_compositions  # noqa: E402
 from crystalvae.evaluation.validity.structure import describe  # noqa: E402
 from crystalvae.predictor_module.predictor import LatentPredictor  # noqa: E402
+from crystalvae.sampling import SampleRequest, proposes_elements, request_template  # noqa: E402
 from crystalvae.vae_module import VAEModule  # noqa: E402
-from crystalvae.vae_module.conditions.values import COMPUTED, ConditionEmbedder, condition_values  # noqa: E402
+from crystalvae.vae_module.conditions.embedder import ConditionEmbedder  # noqa: E402
+from crystalvae.vae_module.conditions.values import COMPUTED, condition_values  # noqa: E402
 
 Measure = Callable[[CrystalBatch], Tensor]
 NUMBERS: dict[str, Measure] = {"density": densities}
@@ -103,7 +104,7 @@ class Model:
 
     def __init__(self, ckpt: str, seed: int, held_out: CrystalBatch | None) -> None:
         self.module, self.seed, self.held_out = VAEModule.load_from_checkpoint(ckpt), seed, held_out
-        part = self.module.vae.decoder if self.module.prior is None else self.module.prior
+        part = self.module.vae if self.module.prior is None else self.module.prior
         found = [entry for entry in part.modules() if isinstance(entry, ConditionEmbedder)]
         if not found or not found[0].names:
             sys.exit(f"{ckpt}: nothing can be asked of this model")
@@ -116,13 +117,13 @@ class Model:
 
     def template(self, count: int) -> CrystalBatch:
         """Return atom counts, the same each time; where elements have to be given, those of held-out crystals."""
-        if not self.module.atom_type_predict and not proposes_elements(self.module):
+        if not proposes_elements(self.module):
             if self.held_out is None:
                 sys.exit("this model is given the elements: say whose, --data")
             chosen = self.held_out[torch.arange(count) % len(self.held_out)]
             return CrystalBatch.empty(chosen.num_atoms).replace(atom_types=chosen.atom_types)
-        options = {"num_atoms": None, "composition": None, "formula_units": None}
-        return sample_template(self.module, count, generator=torch.Generator().manual_seed(self.seed), **options)
+        generator = torch.Generator().manual_seed(self.seed)
+        return request_template(self.module, SampleRequest(number=count), generator=generator)
 
     def draw(self, template: CrystalBatch, **options: object) -> CrystalBatch:
         """Sample with the same noise each time."""

@@ -13,8 +13,8 @@ import torch
 import yaml
 
 from crystalvae.commands.run_folder import essence
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.prior_module.latent_prior import LatentPrior
 from crystalvae.vae_module import VAEModule
@@ -92,7 +92,7 @@ def test_the_research_interface_is_the_same(config: dict[str, Any], crystals: Cr
     rebuilt = module.reconstruct(module.decode(encoded), crystals)
     assert_same_crystals(rebuilt, module.reconstruct_crystals(crystals))
     assert_same_crystals(rebuilt, module.reconstruct_crystals(crystals))
-    with pytest.raises(ValueError, match=rf"expected the {module.latent_dim}"):
+    with pytest.raises(ValueError, match=rf"expected the latent dimension {module.latent_dim}"):
         module.decode({**encoded, "x": torch.zeros(crystals.num_nodes, module.latent_dim + 1)})
 
 

@@ -24,9 +24,9 @@ from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints import format as checkpoints
 from crystalvae.checkpoints.trusted import check_targets, trusting
 from crystalvae.checkpoints.upgrades import UPGRADES
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.canonical import element_order
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import CheckpointError, ConfigError
 from crystalvae.prior_module.latent_prior import LatentPrior
 from crystalvae.vae_module import VAEModule
@@ -206,7 +206,7 @@ def test_a_checkpoint_loads_on_its_own_from_anywhere(saved: Path, tmp_path: Path
         torch.save({"lattices": crystals.lattices, "frac_coords": crystals.frac_coords}, "sampled.pt")
     """
     saved.rename(elsewhere / "model.ckpt")
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         check=False,

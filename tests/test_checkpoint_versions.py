@@ -1,8 +1,8 @@
 """Checkpoints of earlier format versions load, and give what they gave.
 
 `tests/checkpoints/v1_*.ckpt` were written by the last commit with format version 1 (110126a) from the tiny models of
-`tests/samples.py`, `v1_expected.pt` by the same code from what those models made. Files of later versions are added by
-the commit that changes the format, written by the commit before it.
+`tests/samples.py`, `v1_expected.pt` by the same code from what those models made; likewise `v2_*` by the last one with
+format version 2. Files of later versions are added by the commit that changes the format, written by the one before.
 """
 
 from __future__ import annotations
@@ -65,6 +65,35 @@ def test_predictor_of_an_earlier_version(version: int):
     torch.testing.assert_close(
         module.predict(inputs(version)), STORED[version]["expected"]["predictor"]["prediction"], atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("version", STORED)
+@pytest.mark.parametrize("name", ["vae", "hierarchical", "adaptive_norm", "concat"])
+def test_a_run_of_an_earlier_version_is_resumed(version: int, name: str):
+    """Lightning hands the checkpoint to the module first; averaged weights are there twice, and optimisers know
+    parameters by their order alone."""
+    content = torch.load(FOLDER / f"v{version}_{name}.ckpt", weights_only=True)
+    content["current_model_state"] = {key: value + 1 for key, value in content["state_dict"].items()}
+    module = VAEModule.load_from_checkpoint(FOLDER / f"v{version}_{name}.ckpt", weights_only=True)
+    module.on_load_checkpoint(content)
+    for weights in (content["state_dict"], content["current_model_state"]):
+        assert list(weights) == list(module.state_dict())
+        module.load_state_dict(weights)
+
+
+@pytest.mark.parametrize("prefix", ["", "vae_module."])
+def test_what_tells_conditions_is_found_inside_a_prior_too(prefix: str):
+    told = ["encoder.part.norm.weight", "encoder.embedder.mean"]
+    others = ["decoder.injection.weight", "quant_conv.weight"]
+    vae = {"condition": {"names": ["density"], "decoder": False}}
+    config = {"vae": vae, "prior": {}} if prefix else vae
+    weights = {f"{prefix}vae.{name}": torch.zeros(1) for name in (*told, *others)}
+    after = upgraded({KEY: {"format_version": 2, "config": config}, "state_dict": weights})["state_dict"]
+    assert [key.removeprefix(f"{prefix}vae.") for key in after] == [
+        "encoder.norm.weight",
+        "encoder_conditions.embedder.mean",
+        *others,  # of a decoder that is told none, and so is not wrapped
+    ]
 
 
 def test_upgrading_writes_nothing_into_what_it_is_given():

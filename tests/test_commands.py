@@ -313,7 +313,7 @@ def test_bad_requests_are_one_paragraph(trained: Path, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("formula", ["Xx2", "Li0", "Li0.5Fe", "", "Li(", "LiFePO99999"])
 def test_bad_compositions_are_named(formula):
-    from crystalvae.commands.template import parse_composition
+    from crystalvae.data.composition import parse_composition
     from crystalvae.errors import ConfigError
 
     with pytest.raises(ConfigError, match="composition="):

@@ -11,22 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from crystalvae.checkpoints.format import load_shared_weights
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.composition import densities, element_fractions
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module import VAEModule
-from crystalvae.vae_module.conditions.injection import (
-    AdaptiveLayerNorm,
-    Concatenation,
-    Conditioning,
-    Modulation,
-    _context,
-    matching_names,
-    tell,
-    told,
-)
-from crystalvae.vae_module.conditions.values import ConditionEmbedder, asked_values, condition_values, drop_conditions
+from crystalvae.vae_module.conditions.embedder import ConditionEmbedder
+from crystalvae.vae_module.conditions.injection import Conditioning
+from crystalvae.vae_module.conditions.values import asked_values, condition_values, drop_conditions, told
+from crystalvae.vae_module.layers.modulation import AdaptiveLayerNorm, Concatenation, Modulation
+from crystalvae.vae_module.vae import CrystalVAE
 from tests.samples import assert_same_crystals, random_crystals, rock_salt_and_friends, tiny_config, tiny_module
 from tests.test_families import ENCODERS, PAIRS, part
 
@@ -53,7 +47,7 @@ def conditional(
         for name, parameter in module.named_parameters():
             if large and ("norm" not in name or "modulation" in name):
                 nn.init.normal_(parameter, std=0.3)
-    module.condition.fit(module.vae, known_crystals())
+    module.vae.fit_conditions(known_crystals())
     return module
 
 
@@ -155,35 +149,42 @@ def test_element_vectors_are_embedded_unknown_and_dropped_whole():
 
 
 def test_an_adaptive_norm_is_torchs_norm_scaled_and_shifted():
-    norm = nn.LayerNorm(6)
-    for parameter in norm.parameters():
+    adaptive, norm = AdaptiveLayerNorm(6, d_condition=3), nn.LayerNorm(6)
+    for own, theirs in ((adaptive.weight, norm.weight), (adaptive.bias, norm.bias)):
+        nn.init.normal_(theirs)
+        own.data.copy_(theirs)
+    tokens, condition = torch.randn(5, 6), torch.randn(2, 3)[[0, 0, 1, 1, 1]]
+    torch.testing.assert_close(adaptive(tokens, condition), norm(tokens))  # to begin with
+    modulation: Any = adaptive.modulation
+    for parameter in modulation.parameters():
         nn.init.normal_(parameter)
-    adaptive = AdaptiveLayerNorm(norm, d_condition=3)
-    tokens, vectors = torch.randn(5, 6), torch.randn(2, 3)
-    batch = torch.tensor([0, 0, 1, 1, 1])
-    with _context(vectors, batch):
-        torch.testing.assert_close(adaptive(tokens), norm(tokens))  # to begin with
-        linear = adaptive.modulation.linear
-        for parameter in linear.parameters():
-            nn.init.normal_(parameter)
-        scale, shift = linear(nn.functional.silu(vectors))[batch].chunk(2, dim=-1)
-        torch.testing.assert_close(adaptive(tokens), norm(tokens) * (1 + scale) + shift)
+    scale, shift = modulation.linear(nn.functional.silu(condition)).chunk(2, dim=-1)
+    torch.testing.assert_close(adaptive(tokens, condition), norm(tokens) * (1 + scale) + shift)
+
+
+def test_a_norm_is_told_conditions_exactly_where_it_was_built_for_them():
+    tokens, condition = torch.randn(5, 6), torch.randn(5, 3)
+    plain = AdaptiveLayerNorm(6)
+    torch.testing.assert_close(plain(tokens), nn.LayerNorm(6)(tokens))
+    assert list(plain.state_dict()) == ["weight", "bias"]
+    with pytest.raises(ValueError, match="built without d_condition"):
+        plain(tokens, condition)
+    with pytest.raises(ValueError, match="was told none"):
+        AdaptiveLayerNorm(6, d_condition=3)(tokens)
 
 
 def test_concatenation_is_a_residual_network_on_both():
     injection = Concatenation(d_model=6, d_condition=3)
-    tokens, vectors, batch = torch.randn(3, 6), torch.randn(2, 3), torch.tensor([0, 1, 1])
-    with _context(vectors, batch):
-        assert torch.equal(injection(tokens), tokens)
-        nn.init.normal_(injection.linear2.weight)
-        inner = nn.functional.silu(injection.linear1(torch.cat((tokens, vectors[batch]), dim=-1)))
-        torch.testing.assert_close(injection(tokens), tokens + injection.linear2(inner))
+    tokens, condition = torch.randn(3, 6), torch.randn(2, 3)[[0, 1, 1]]
+    assert torch.equal(injection(tokens, condition), tokens)
+    nn.init.normal_(injection.linear2.weight)
+    inner = nn.functional.silu(injection.linear1(torch.cat((tokens, condition), dim=-1)))
+    torch.testing.assert_close(injection(tokens, condition), tokens + injection.linear2(inner))
 
 
-def test_modulation_wants_one_row_an_atom(without_type_checks: None):
-    modulation = Modulation(d_model=4, d_condition=3)
-    with _context(torch.randn(2, 3), torch.tensor([0, 1])), pytest.raises(ValueError, match="one row for 2 atoms"):
-        modulation(torch.randn(2, 3, 4))
+def test_modulation_starts_as_the_identity():
+    tokens, condition = torch.randn(3, 4), torch.randn(3, 3)
+    torch.testing.assert_close(Modulation(d_model=4, d_condition=3)(tokens, condition), tokens)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -199,10 +200,9 @@ def test_a_new_conditional_model_is_the_unconditional_one(pair: tuple[str, str],
     crystals = known_crystals()
     module = conditional(*pair, large=False, condition={"injection": injection})
     plain = VAEModule(encoder=part("encoder", pair[0]), decoder=part("decoder", pair[1]), latent_dim=4).eval()
-    new, unused = load_shared_weights(module, matching_names(plain.state_dict(), module.state_dict()))
+    new, unused = load_shared_weights(module, plain.state_dict())
     assert not unused
-    assert all("modulation" in name or "injection" in name or "embedder.em" in name or "unknown" in name or
-               "embedder.mean" in name or "embedder.std" in name for name in new)  # fmt: skip
+    assert all("modulation" in name or name.startswith(("vae.encoder_cond", "vae.decoder_cond")) for name in new)
     assert_same_crystals(module.reconstruct_crystals(crystals), plain.reconstruct_crystals(crystals), atol=1e-4)
 
 
@@ -216,10 +216,9 @@ def test_encoders_and_decoders_hear_each_condition_of_their_own_crystal(pair: tu
     hidden = module.vae.hidden(crystals)
     first = crystals.batch == 0
     for name in NAMES:
-        values = told(crystals, NAMES)
-        changed = values[name].clone()
+        changed = crystals.conditions[name].clone()
         changed[0] = torch.nan
-        other = tell(crystals, {**values, name: changed})
+        other = crystals.replace(conditions={**crystals.conditions, name: changed})
         difference = (module.vae.hidden(other) - hidden).abs().amax(dim=-1)
         assert bool((difference[first] > 1e-4).all()), name
         assert bool((difference[~first] < 1e-5).all()), name
@@ -247,7 +246,7 @@ def test_one_of_the_two_can_be_told_alone(inside: str, outside: str):
             module.sample(crystals, conditions={"density": 2.0})
 
 
-def test_what_has_no_layer_norm_can_only_concatenate():
+def test_what_has_no_layer_norm_can_only_concatenate(without_type_checks: None):
     class Plain(nn.Module):
         d_model, atom_type_predict, atom_type_input = 4, True, False
 
@@ -258,10 +257,39 @@ def test_what_has_no_layer_norm_can_only_concatenate():
         def forward(self, crystals: CrystalBatch) -> Tensor:
             return self.linear(crystals.frac_coords)
 
-    with pytest.raises(ConfigError, match=r"condition\.injection: this encoder has no layer norm to adapt; set concat"):
-        Conditioning(names=["density"]).wrap_encoder(Plain())
-    encoder = Conditioning(names=["density"], injection="concat").wrap_encoder(Plain())
-    assert encoder(known_crystals()).shape == (14, 4)
+    decoder = part("decoder", "mlp")
+    for built in (Plain(), {"_target_": "torch.nn.SiLU"}):
+        with pytest.raises(ConfigError, match=r"condition\.injection: this encoder has no layer norm to adapt"):
+            VAEModule(encoder=built, decoder=decoder, latent_dim=4, condition={"names": ["density"]})
+    told_by_output = {"names": ["density"], "injection": "concat"}
+    module = VAEModule(encoder=Plain(), decoder=decoder, latent_dim=4, condition=told_by_output)
+    assert module.vae.hidden(known_crystals()).shape == (14, 4)
+
+
+def test_layer_norms_are_built_for_conditions_that_they_are_told():
+    parts = {"decoder": part("decoder", "mlp"), "latent_dim": 4}
+    encoder = {**part("encoder", "mlp"), "d_condition": 8}
+    with pytest.raises(ConfigError, match=r"encoder\.d_condition: got 8, but no layer norm of it is told conditions"):
+        VAEModule(encoder=encoder, **parts)
+    plain = VAEModule(encoder=part("encoder", "mlp"), **parts).vae
+    with pytest.raises(ConfigError, match="this encoder has no layer norm to adapt"):
+        CrystalVAE(
+            encoder=plain.encoder, decoder=plain.decoder, bottleneck=plain.bottleneck,
+            conditioning=Conditioning(names=["density"]),
+        )  # fmt: skip
+
+
+def test_conditions_travel_with_their_crystals():
+    crystals = Conditioning(names=["density", "composition"]).known(known_crystals())
+    assert set(crystals.conditions) == {"density", "composition"}
+    picked = CrystalBatch.cat([crystals[[2, 0]], crystals[1]])
+    torch.testing.assert_close(picked.conditions["density"], crystals.conditions["density"][[2, 0, 1]])
+    torch.testing.assert_close(picked.conditions["composition"], crystals.conditions["composition"][[2, 0, 1]])
+    assert not CrystalBatch.cat([crystals, known_crystals()]).conditions
+    assert crystals.to("cpu").conditions["density"].tolist() == crystals.conditions["density"].tolist()
+    assert crystals.num_bytes - known_crystals().num_bytes == 4 * (4 + 4 * 100)
+    with pytest.raises(ValueError, match=r"CrystalBatch\.conditions\['density'\]: expected 4 rows, got \(2,\)"):
+        crystals.replace(conditions={"density": torch.zeros(2)})
 
 
 # ---- the module ------------------------------------------------------------------------------------------------------
@@ -271,7 +299,7 @@ def test_unconditional_models_draw_the_same_noise_and_keep_their_parameters():
     """Conditions cost nothing where there are none: same parameters, same losses as ever."""
     module = tiny_module()
     assert module.condition.names == ()
-    assert not [name for name in module.state_dict() if "part" in name or "embedder.unknown" in name]
+    assert not [name for name in module.state_dict() if "conditions" in name or "modulation" in name]
     batch = TrainingBatch.whole(known_crystals(), seed=(1, 2, 3))
     assert module.condition.dropped(batch.crystals, batch, batch.generator()) is batch.crystals
     assert module.condition.known(batch.crystals) is batch.crystals
@@ -321,7 +349,7 @@ def test_gradients_reach_every_parameter():
         for name, value in module.named_parameters():
             assert value.grad is not None, name
             assert bool(torch.isfinite(value.grad).all()), name
-        for coder in (module.vae.encoder, module.vae.decoder):
+        for coder in (module.vae.encoder_conditions, module.vae.decoder_conditions):
             kind: Any = coder
             assert float(kind.embedder.unknown.grad[0].abs().sum()) > 0  # one has no known crystal system
             assert all(float(value.grad.abs().sum()) > 0 for value in kind.embedder.embedders.parameters())
@@ -431,5 +459,5 @@ def test_saved_and_loaded_models_say_the_same(tmp_path: Path):
     assert loaded.condition == module.condition
     crystals = known_crystals()
     assert_same_crystals(loaded.reconstruct_crystals(crystals), module.reconstruct_crystals(crystals), atol=0.0)
-    mean: Any = loaded.vae.decoder.embedder.mean
+    mean: Any = loaded.vae.decoder_conditions.embedder.mean
     assert float(mean[0]) == pytest.approx(float(densities(crystals).mean()))

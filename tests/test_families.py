@@ -13,9 +13,10 @@ from hydra.core.global_hydra import GlobalHydra
 from torch_geometric.nn import CGConv
 
 from crystalvae.build import build
-from crystalvae.data.augmentation import TrainingBatch, rotate, translate
+from crystalvae.data.augmentation import rotate, translate
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.lattice import random_rotations
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError, DataError
 from crystalvae.vae_module import VAEModule
 from crystalvae.vae_module.encoders.cgcnn import NodewiseCGConv, gaussian_basis

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module import VAEModule
 from crystalvae.vae_module.bottlenecks.hierarchical import HierarchicalBottleneck, LadderBottleneck, LevelMLP
@@ -195,7 +195,7 @@ def test_sampling_is_ancestral() -> None:
     """The deepest level from N(0, I), each other from its prior given the draw above; atoms of a crystal share it."""
     made, count = hierarchy(), 3_000
     template = CrystalBatch.empty([2] * count)
-    drawn = made.draw(template, temperature=1.0, generator=torch.Generator().manual_seed(0))
+    drawn = made.sample_latents(template, temperature=1.0, generator=torch.Generator().manual_seed(0))
     pairs = drawn.view(count, 2, 9)
     assert torch.equal(pairs[:, 0, 4:], pairs[:, 1, 4:])
     third, second = pairs[:, 0, 7:], pairs[:, 0, 4:7]
@@ -208,11 +208,13 @@ def test_sampling_is_ancestral() -> None:
         scaled = (values - prior.mean) / prior.stddev
         assert float(scaled.mean(dim=0).abs().max()) < 5 / math.sqrt(count)
         torch.testing.assert_close(scaled.T @ scaled / count, torch.eye(scaled.shape[1]), atol=0.15, rtol=0.0)
-    still = made.draw(template, temperature=0.0, generator=None).view(count, 2, 9)
+    still = made.sample_latents(template, temperature=0.0, generator=None).view(count, 2, 9)
     assert not still[..., 7:].any()
     torch.testing.assert_close(still[0, 0, 4:7], normal(made.priors[1](torch.zeros(2))).mean)
     torch.testing.assert_close(still[5, 1, :4], normal(made.priors[0](still[5, 1, 4:7])).mean)
-    plain = hierarchy(learned=False).draw(template, temperature=2.0, generator=torch.Generator().manual_seed(0))
+    plain = hierarchy(learned=False).sample_latents(
+        template, temperature=2.0, generator=torch.Generator().manual_seed(0)
+    )
     torch.testing.assert_close(plain.std(dim=0), torch.full((9,), 2.0), atol=0.2, rtol=0.0)
 
 
@@ -221,7 +223,7 @@ def test_one_level_is_a_gaussian_with_networks_around_it(crystals: CrystalBatch,
     posterior = made.posterior(features, crystals)
     assert made.latent_dim == 4
     torch.testing.assert_close(made.kl(posterior, posterior.mode(), crystals), posterior.kl_per_dimension())
-    assert made.draw(crystals, temperature=1.0, generator=None).shape == (crystals.num_nodes, 4)
+    assert made.sample_latents(crystals, temperature=1.0, generator=None).shape == (crystals.num_nodes, 4)
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------

@@ -290,8 +290,7 @@ def test_every_family_of_encoders_walks_and_embeds(family: str):
 def test_a_conditional_model_walks_knowing_what_crystals_are_and_embeds_without():
     condition = {"names": ["energy", "crystal_system"], "d_model": 8}
     module = tiny_module(condition=condition)
-    module.condition.fit(
-        module.vae,
+    module.vae.fit_conditions(
         random_crystals((3, 4, 5)).replace(
             properties={"energy": torch.tensor([0.0, 1.0, 3.0]), "space_group": torch.tensor([1.0, 225.0, 166.0])}
         ),

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.loader import CrystalLoader
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from tests.samples import assert_same_crystals, random_crystals, tiny_module
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from crystalvae.data.augmentation import InputNoise, TrainingBatch, corrupt, rotate, translate
+from crystalvae.data.augmentation import InputNoise, corrupt, rotate, translate
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.lattice import minimum_image_distances, periodic_difference, random_rotations
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import TrainingError
 from crystalvae.vae_module import DiagonalGaussianDistribution, VAEModule
 from crystalvae.vae_module.decoders.transformer import DecodedCrystals

@@ -18,12 +18,12 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.loader import CrystalLoader
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import CheckpointError, ConfigError
 from crystalvae.vae_module import DiagonalGaussianDistribution, VAEModule
-from crystalvae.vae_module.layers.transformer import mean_over_atoms
+from crystalvae.vae_module.layers.pooling import mean_over_atoms
 from crystalvae.vae_module.objectives import batch_mean as batch_mean_module
 from crystalvae.vae_module.objectives.batch_mean import batch_mean
 from crystalvae.vae_module.objectives.cluster import cluster_loss

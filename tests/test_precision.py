@@ -57,7 +57,7 @@ def test_units_are_asked_of_the_device_that_is_trained_on(monkeypatch: pytest.Mo
 COMPILED = """
 import torch
 from crystalvae.commands.train import compile_layers
-from crystalvae.data.augmentation import TrainingBatch
+from crystalvae.data.training_batch import TrainingBatch
 from tests.samples import random_crystals, tiny_module
 
 compiled, plain = tiny_module(), tiny_module()

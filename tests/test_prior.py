@@ -12,17 +12,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.canonical import CRYSTAL_SYSTEMS, element_order
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.prior_module.denoiser import Denoiser
 from crystalvae.prior_module.flow import SamplerOptions, interpolate, logit_normal, preconditioning, solve
 from crystalvae.prior_module.latent_flow import LatentFlow, PriorNoise
 from crystalvae.prior_module.latent_prior import LatentPrior
-from crystalvae.prior_module.sampling import parse_chemical_system, sample_from_prior
 from crystalvae.vae_module import VAEModule
-from crystalvae.vae_module.conditions.values import ConditionEmbedder, asked_values, condition_values, drop_conditions
+from crystalvae.vae_module.conditions.embedder import ConditionEmbedder
+from crystalvae.vae_module.conditions.values import asked_values, condition_values, drop_conditions
+from crystalvae.vae_module.draw_crystals import draw_crystals
+from crystalvae.vae_module.latent_source import DrawOptions
 from tests.samples import (
     SIZES,
     assert_same_crystals,
@@ -718,9 +720,9 @@ def test_what_is_asked_of_a_crystal_stays_with_it():
         lambda noisy, time, crystals, conditions, estimate: conditions[crystals.batch, :4]
     )
     template, energies = mixed_template(), torch.linspace(-2, 2, 6)
-    found = sample_from_prior(
-        module.vae_module.vae, module.prior, template, {"energy": energies},
-        options=SamplerOptions(steps=2), generator=seeded(), batch_size=2,
+    found = draw_crystals(
+        module.vae_module.vae, module.prior, template.replace(conditions={"energy": energies}),
+        options=DrawOptions(sampler={"steps": 2}), generator=seeded(), batch_size=2,
     )  # fmt: skip
     with torch.no_grad():
         latents = module.prior.conditions({"energy": energies}, 6)[template.batch, :4]
@@ -809,21 +811,30 @@ def test_elements_that_cannot_be_given_are_refused():
 
 
 def test_what_needs_a_prior_is_refused_without_one():
-    with pytest.raises(ConfigError, match="chemical_system, sampler need a checkpoint with a learned prior"):
-        tiny_module().sample(CrystalBatch.empty([2]), chemical_system="Li", sampler={})
+    with pytest.raises(ConfigError, match="chemical_system, sampler: this checkpoint holds no learned prior"):
+        tiny_module().sample(CrystalBatch.empty([2]), chemical_system="Li", sampler={"steps": 5})
+    tiny_module().sample(CrystalBatch.empty([2]), chemical_system=None, sampler={})  # nothing is asked
+
+
+@pytest.mark.parametrize("make", [tiny_module, lambda: tiny_prior().vae_module], ids=["vae", "prior"])
+def test_what_sampling_does_not_know_is_named(make: Any):
+    for ask in (make().sample, make().generate, make().sample_crystals):
+        with pytest.raises(ConfigError, match=r"sample: unknown stepz, temprature; expected some of chemical_system, "):
+            ask(CrystalBatch.empty([2]), stepz=5, temprature=1.0)
 
 
 @pytest.mark.parametrize("given", ["Li-Mn-O", "O - Mn-Li", ["Li", 25, "O", "O"], [8, 3, 25], "3-25-8"])
 def test_chemical_systems_are_read(given: Any):
-    assert parse_chemical_system(given) == [3, 8, 25]
-    assert parse_chemical_system(8) == [8]
+    assert DrawOptions(chemical_system=given).elements == (3, 8, 25)
+    assert DrawOptions(chemical_system=8).elements == (8,)
+    assert DrawOptions().elements is None
 
 
 def test_the_module_says_where_samples_come_from(caplog: pytest.LogCaptureFixture):
     with caplog.at_level("INFO"):
         tiny_prior().sample(CrystalBatch.empty([2]))
         VAEModule(**tiny_config()).sample(CrystalBatch.empty([2]))
-    assert "from the learned prior" in caplog.messages[0]
+    assert "from learned prior" in caplog.messages[0]
     assert "standard normal noise" in caplog.messages[1]
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import REPOSITORY
 
 from crystalvae.commands import ranks as processes
@@ -17,19 +16,17 @@ from crystalvae.commands.ranks import Ranks, joined_processes
 from crystalvae.commands.sampling import sample_all
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError
+from crystalvae.sampling import SampleRequest
 from crystalvae.vae_module import VAEModule
 from tests.samples import assert_same_crystals, tiny_module, tiny_prior
 
 SIZES = [3, 1, 7, 2, 2, 5, 4, 1, 3]
 
 
-def options_of(module: VAEModule) -> dict[str, Any]:
-    return {"temperature": 0.7} if module.prior is None else {}
-
-
 def draw(module: VAEModule, ranks: Ranks) -> CrystalBatch:
-    generator = torch.Generator().manual_seed(5)
-    return sample_all(module, CrystalBatch.empty(SIZES), 2, generator, options_of(module), ranks=ranks)
+    temperature = 0.7 if module.prior is None else 1.0
+    request = SampleRequest(number=len(SIZES), num_atoms=SIZES, batch_size=2, seed=5, temperature=temperature)
+    return sample_all(module, request, ranks=ranks)
 
 
 @pytest.mark.parametrize("make", [tiny_module, lambda: tiny_prior().vae_module], ids=["vae", "prior"])

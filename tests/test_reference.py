@@ -7,10 +7,10 @@ import torch
 from torch_geometric.data import Batch
 
 from benchmarks.reference import Reference, parse_cif, to_data_list
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.cif import niggli_reduce
 from crystalvae.data.cif import parse_cif as fast_parse
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.vae_module import VAEModule
 from tests.samples import random_crystals, rock_salt_and_friends, tiny_module
 

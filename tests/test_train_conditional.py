@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from samples import tiny_prior_config
+from samples import tiny_prior, tiny_prior_config
 from test_commands import TINY, compose, losses, table  # noqa: F401  table is a fixture
 
 from crystalvae.build import build
@@ -18,12 +20,13 @@ from crystalvae.commands.latent import latent
 from crystalvae.commands.sample import sample
 from crystalvae.commands.sampling import sample_all
 from crystalvae.commands.train import train
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.composition import densities
 from crystalvae.data.datamodule import CrystalDataModule
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.prior_module.latent_prior import LatentPrior
+from crystalvae.sampling import SampleRequest
 from crystalvae.vae_module import VAEModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what Lightning says of tiny runs
@@ -72,7 +75,7 @@ def test_the_loss_falls_and_the_checkpoint_holds_the_statistics(run: Path, cryst
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     for state in (content["state_dict"], content["current_model_state"]):
         for part in ("encoder", "decoder"):
-            mean = state[f"vae.{part}.embedder.mean"]
+            mean = state[f"vae.{part}_conditions.embedder.mean"]
             assert float(mean[1]) == pytest.approx(float(densities(crystals).mean()), rel=1e-4)
             assert float(mean[2]) == pytest.approx(float(crystals.properties["band_gap"].mean()), rel=1e-4)
 
@@ -100,29 +103,23 @@ def test_conditions_are_asked_for_on_the_command_line(run: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 10])
-def test_each_crystal_gets_its_own_request_whatever_the_batches(batch_size: int, without_type_checks: None):
-    class Recorder:
-        """Stands for a module with a prior, which takes crystals by size."""
+def test_each_crystal_gets_its_own_request_whatever_the_batches(batch_size: int):
+    module, seen = tiny_prior(conditions=["density", "crystal_system"]).vae_module, {}
+    draw = module.prior.draw
 
-        prior, device = object(), torch.device("cpu")
+    def recorded(crystals: CrystalBatch, **options: Any) -> Any:
+        assert bool((crystals.conditions["crystal_system"] == 6.0).all())  # cubic
+        seen.update(zip(crystals.num_atoms.tolist(), crystals.conditions["density"].tolist(), strict=True))
+        return draw(crystals, **options)
 
-        def __init__(self) -> None:
-            self.seen: dict[int, float | None] = {}
-
-        def sample_crystals(self, part: CrystalBatch, *, conditions: dict[str, Any], **_: Any) -> CrystalBatch:
-            assert conditions["crystal_system"] == "cubic"
-            self.seen |= dict(zip(part.num_atoms.tolist(), conditions["density"], strict=True))
-            return part
-
-    module: Any = Recorder()
-    template = CrystalBatch.empty([8, 2, 5])
-    asked = {"conditions": {"density": [0.8, None, 0.5], "crystal_system": "cubic"}}
-    found = sample_all(module, template, batch_size, torch.Generator(), asked)
-    assert found.num_atoms.tolist() == [8, 2, 5]
-    assert module.seen == {8: 0.8, 2: None, 5: 0.5}
-    asked["conditions"]["density"] = [0.8, 0.5]
+    module.prior.draw = recorded
+    asked = {"density": [0.8, None, 0.5], "crystal_system": "cubic"}
+    request = SampleRequest(number=3, num_atoms=[8, 2, 5], conditions=asked, batch_size=batch_size)
+    assert sample_all(module, request).num_atoms.tolist() == [8, 2, 5]
+    assert (seen[8], seen[5]) == pytest.approx((0.8, 0.5))
+    assert math.isnan(seen[2])
     with pytest.raises(ConfigError, match=r"conditions\.density: got 2 values for 3 crystals"):
-        sample_all(module, template, batch_size, torch.Generator(), asked)
+        sample_all(module, replace(request, conditions={"density": [0.8, 0.5]}))
 
 
 def test_reconstruction_from_the_command_line_tells_what_crystals_are(

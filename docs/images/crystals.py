@@ -24,7 +24,7 @@ from ase.data import covalent_radii
 from ase.geometry import complete_cell
 from ase.visualize.plot import plot_atoms
 
-from crystalvae.commands.template import sample_template
+from crystalvae.sampling import SampleRequest, request_template
 from crystalvae.vae_module import VAEModule
 
 ROWS, COLUMNS = 2, 5
@@ -40,8 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     module = VAEModule.load_from_checkpoint(options.ckpt)
     generator = torch.Generator().manual_seed(options.seed)
-    count = ROWS * COLUMNS
-    template = sample_template(module, count, num_atoms=None, composition=None, formula_units=None, generator=generator)
+    template = request_template(module, SampleRequest(number=ROWS * COLUMNS), generator=generator)
     crystals = module.sample(template, return_atoms=True, generator=generator)
     figure, axes = plt.subplots(ROWS, COLUMNS, figsize=(12, 5.4))
     for axis, atoms in zip(axes.flat, crystals, strict=True):

@@ -14,6 +14,7 @@ import pickletools
 import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -150,10 +151,17 @@ def read_inert(path: Path) -> dict[str, Any]:
     return content
 
 
-def convert(path: Path) -> dict[str, Any]:
-    """Return a published checkpoint in our format: weights renamed, the config read off its objects and shapes."""
-    from crystalvae.checkpoints.format import KEY, metadata
+@dataclass(frozen=True, eq=False)
+class Published:
+    """A published VAE by our names: weights, the config that builds it, and what is known of its training set."""
 
+    weights: dict[str, Tensor]
+    config: dict[str, Any]
+    statistics: dict[str, Any]
+
+
+def convert(path: Path) -> Published:
+    """Read a published checkpoint: weights renamed, the config read off its objects and shapes."""
     content = read_inert(path)
     weights, settings = content.get("state_dict"), content.get("hyper_parameters")
     if not isinstance(weights, dict) or not isinstance(settings, dict):
@@ -164,11 +172,11 @@ def convert(path: Path) -> dict[str, Any]:
         config = _config(path, weights, settings)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         _refuse(path, f"{type(error).__name__}: {error}")
-    state_dict = {f"vae.{name}": value.clone() for name, value in weights.items()}
-    return {
-        "state_dict": state_dict,
-        KEY: metadata("vae", config, {"dataset": f"unknown (converted from {path.name})"}),
-    }
+    return Published(
+        weights={f"vae.{name}": value.clone() for name, value in weights.items()},
+        config=config,
+        statistics={"dataset": f"unknown (converted from {path.name})"},
+    )
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:

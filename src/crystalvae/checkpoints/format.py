@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from crystalvae.checkpoints import chemeleon2
 from crystalvae.checkpoints.trusted import check_targets, names_foreign_parts
 from crystalvae.checkpoints.upgrades import FORMAT_VERSION, KEY, upgraded
 from crystalvae.errors import CheckpointError, ConfigError
@@ -76,9 +77,8 @@ def read(path: Path, *, plain_data_only: bool) -> dict[str, Any]:
                 "checkpoint loads with weights_only=False, through a reader that executes nothing"
             )
             raise CheckpointError(message) from error
-        from crystalvae.checkpoints.chemeleon2 import convert
-
-        return convert(path)
+        found = chemeleon2.convert(path)
+        return {"state_dict": found.weights, KEY: metadata("vae", found.config, found.statistics)}
     except Exception as error:
         raise CheckpointError(f"{path}: damaged checkpoint ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict) or KEY not in content:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,8 +15,7 @@ from crystalvae.build import build
 from crystalvae.checkpoints import bundled
 from crystalvae.commands.config_files import config_dir
 from crystalvae.commands.device import choose_device
-from crystalvae.commands.sampling import elements_needed, options_of, sample_all, sampling_options
-from crystalvae.commands.template import sample_template
+from crystalvae.commands.sampling import sample_all, sample_request
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.datamodule import CrystalDataModule
 from crystalvae.data.sources import SPLITS, Split
@@ -26,6 +24,7 @@ from crystalvae.evaluation.evaluation_report import Kind
 from crystalvae.evaluation.inputs import CrystalSet, read_crystals
 from crystalvae.evaluation.matching.candidates import Candidates
 from crystalvae.evaluation.speed import SamplingTimes, time_sampling
+from crystalvae.sampling import request_template
 from crystalvae.vae_module.vae_module import VAEModule
 
 TIMED_SAMPLES = 256
@@ -132,21 +131,16 @@ def reconstruct_all(module: VAEModule, crystals: CrystalBatch, batch_size: int) 
 def generate(config: DictConfig, module: VAEModule, *, timed: bool) -> tuple[CrystalSet, SamplingTimes | None]:
     """Sample `num_samples` crystals from a checkpoint, and measure how quickly that goes where `timed`."""
     count = checks.check_count("num_samples", config.num_samples)
-    generator = torch.Generator().manual_seed(checks.check_count("seed", config.seed, at_least=0))
-    options = sampling_options(module, config)
-    template = sample_template(
-        module, count, num_atoms=None, composition=None, formula_units=None, generator=generator,
-        elements=elements_needed(module, options),
-    )  # fmt: skip
-    crystals = _sample(config, module, template, generator, options)
+    request = sample_request(config, count)
+    generator = torch.Generator().manual_seed(request.seed)
+    template = request_template(module, request, generator=generator)
+    crystals = sample_all(module, request, template=template, generator=generator)
     name = f"{count} samples of {config.ckpt_path}"
     times = None
     if timed:
         other = torch.Generator().manual_seed(1)
         times = time_sampling(
-            lambda size: module.sample_crystals(
-                template[:size], generator=other, **options_of(options, torch.arange(size), count)
-            ),
+            lambda size: module.draw(template[:size], replace(request, conditions=None), generator=other),
             samples=min(count, TIMED_SAMPLES),
             device=module.device,
         )
@@ -162,26 +156,14 @@ def predict(
             "task=csp: this checkpoint predicts the elements itself and cannot be told them; give one that was trained "
             "for structure prediction (experiment=mp_20/vae_csp), or task=generation"
         )
-    generator = torch.Generator().manual_seed(checks.check_count("seed", config.seed, at_least=0))
     owner = np.repeat(np.arange(len(targets.ids)), candidates)
     rank = np.tile(np.arange(candidates), len(targets.ids))
     wanted = targets.crystals[owner]
     template = CrystalBatch.empty(wanted.num_atoms).replace(atom_types=wanted.atom_types)
     ids = [f"{targets.ids[i]}_{j}" for i, j in zip(owner.tolist(), rank.tolist(), strict=True)]
-    crystals = _sample(config, module, template, generator, sampling_options(module, config))
+    crystals = sample_all(module, sample_request(config, len(template)), template=template)
     name = f"{candidates} candidates per target of {config.ckpt_path}"
     return CrystalSet.of(name, crystals, ids), Candidates(owner=owner, rank=rank, targets=len(targets.ids))
-
-
-def _sample(
-    config: DictConfig,
-    module: VAEModule,
-    template: CrystalBatch,
-    generator: torch.Generator,
-    options: Mapping[str, Any],
-) -> CrystalBatch:
-    size = checks.check_count("batch_size", config.batch_size)
-    return sample_all(module, template, size, generator, options)
 
 
 def _tracked(total: int, size: int, description: str):  # noqa: ANN202  rich's own type

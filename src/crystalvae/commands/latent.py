@@ -25,9 +25,9 @@ from crystalvae.evaluation.validity.structure import describe
 from crystalvae.output_dir import check_output_dir
 from crystalvae.predictor_module.predictor import LatentPredictor
 from crystalvae.vae_module.latent_space.index import EmbeddingIndex
+from crystalvae.vae_module.latent_space.inputs import property_values
 from crystalvae.vae_module.latent_space.latents import reconstruct
 from crystalvae.vae_module.latent_space.maps import draw_map, project
-from crystalvae.vae_module.latent_space.operations import property_values
 from crystalvae.vae_module.latent_space.write_series import write_series
 from crystalvae.vae_module.vae_module import VAEModule
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from crystalvae.checkpoints import format as checkpoints
 from crystalvae.errors import CheckpointError, ConfigError, OutputError
 from crystalvae.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK
-from crystalvae.vae_module.lightning import OverFrozenVAE
+from crystalvae.vae_module.frozen import OverFrozenVAE
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run folder."""

@@ -5,18 +5,15 @@ from __future__ import annotations
 import logging
 import time
 
-import torch
 from omegaconf import DictConfig
 
 from crystalvae import checks
-from crystalvae.build import to_plain
 from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints.format import package_versions
 from crystalvae.commands.device import choose_device
 from crystalvae.commands.ranks import Ranks, joined_processes
 from crystalvae.commands.relaxing import Relaxer
-from crystalvae.commands.sampling import elements_needed, sample_all, sampling_options
-from crystalvae.commands.template import sample_template
+from crystalvae.commands.sampling import described, sample_all, sample_request
 from crystalvae.data.writers import FORMATS, write_crystals
 from crystalvae.evaluation.validity.structure import describe
 from crystalvae.vae_module.vae_module import VAEModule
@@ -37,8 +34,7 @@ def _sample(config: DictConfig, ranks: Ranks) -> str:
     from crystalvae.output_dir import check_output_dir
 
     count = checks.check_count("num_samples", config.num_samples)
-    batch_size = checks.check_count("batch_size", config.batch_size)
-    seed = checks.check_count("seed", config.seed, at_least=0)
+    request = sample_request(config, count)
     formats = checks.check_choices("formats", config.formats, FORMATS)
     output_dir = checks.check_path("output_dir", config.output_dir)
     ckpt_path = checks.check_path("ckpt_path", config.ckpt_path)
@@ -46,20 +42,8 @@ def _sample(config: DictConfig, ranks: Ranks) -> str:
     relaxer = Relaxer.from_config(config)
     device = choose_device(config.device, local_rank=ranks.local_rank)
     module = VAEModule.load_from_checkpoint(bundled.find(ckpt_path), map_location=device)
-    generator = torch.Generator().manual_seed(seed)
-    options = sampling_options(module, config)
-    num_atoms = to_plain(config.num_atoms)
-    template = sample_template(
-        module,
-        count,
-        num_atoms=num_atoms,
-        composition=config.composition,
-        formula_units=config.formula_units,
-        generator=generator,
-        elements=elements_needed(module, options),
-    )
     started = time.perf_counter()
-    crystals = sample_all(module, template, batch_size, generator, options, ranks=ranks)
+    crystals = sample_all(module, request, ranks=ranks)
     seconds = time.perf_counter() - started
     if not ranks.main:
         return ""
@@ -67,16 +51,16 @@ def _sample(config: DictConfig, ranks: Ranks) -> str:
     if relaxer is not None:
         crystals, outcomes = relaxer(crystals)
     facts = describe(crystals)
-    latents = module.vae.bottleneck.own_prior if module.prior is None else "learned prior"
+    latents = module.source.own_prior
     info = {
         "ckpt_path": str(config.ckpt_path),
-        "seed": seed,
+        "seed": request.seed,
         "latents": latents,
-        **options,
-        "num_atoms": num_atoms,
-        "composition": config.composition,
-        "formula_units": config.formula_units,
-        "batch_size": batch_size,
+        **described(request, module),
+        "num_atoms": request.num_atoms,
+        "composition": request.composition,
+        "formula_units": request.formula_units,
+        "batch_size": request.batch_size,
         "seconds": round(seconds, 3),
         "relaxation": None if relaxer is None else relaxer.settings(),
         "device": str(device),

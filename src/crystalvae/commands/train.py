@@ -24,7 +24,6 @@ from crystalvae.commands.cli import is_main_process
 from crystalvae.commands.precision import choose_precision
 from crystalvae.commands.run_folder import RunFolder, check_same_model
 from crystalvae.errors import ConfigError
-from crystalvae.vae_module.conditions.injection import matching_names
 from crystalvae.vae_module.layers.transformer import TransformerLayer
 from crystalvae.vae_module.vae_module import VAEModule
 
@@ -121,8 +120,7 @@ def _status(error: BaseException | None) -> str:
 def _start_from(module: VAEModule, path: Path) -> None:
     content = checkpoints.read(bundled.find(path), plain_data_only=False)
     checkpoints.check_metadata(content, "vae")
-    weights = matching_names(content["state_dict"], module.state_dict())
-    new, unused = checkpoints.load_shared_weights(module, weights)
+    new, unused = checkpoints.load_shared_weights(module, content["state_dict"])
     log.info("starting from the weights of %s", path)
     if new or unused:
         log.warning("new here, from scratch: %s; not used: %s", ", ".join(new) or "none", ", ".join(unused) or "none")

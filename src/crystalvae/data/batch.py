@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_ATOMIC_NUMBER = 99
 """Elements are classes 0..99, the atomic number; class 0 means masked or unknown."""
+_PER_CRYSTAL = ("properties", "conditions")
+"""Fields that map names to tensors with one row per crystal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,9 @@ class CrystalBatch:
 
     Letters: N atoms, B crystals. Lattice rows are vectors in Å. `frac_coords` are in [0, 1): every reader, `from_…`
     method and augmentation wraps them, while the constructor keeps what it is given, because the published checkpoint
-    format distinguishes 1.0 from 0.0. `properties` holds optional values per crystal, NaN where unknown.
+    format distinguishes 1.0 from 0.0. `properties` holds optional values per crystal, NaN where unknown. `conditions`
+    holds what conditional models are told of each crystal, (B,) or (B, E) by name, NaN where it is unknown; without any
+    nothing is known of them (`vae_module.conditions.values`).
 
     Raises `ValueError` naming the field, the expected and the given shape.
     """
@@ -39,6 +43,7 @@ class CrystalBatch:
     lattices: Float[Tensor, "B 3 3"]
     num_atoms: Int[Tensor, "B"]
     properties: Mapping[str, Tensor] = field(default_factory=dict)
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         nodes, graphs = self.atom_types.shape[0], self.num_atoms.shape[0]
@@ -56,11 +61,12 @@ class CrystalBatch:
             raise ValueError(
                 f"CrystalBatch.num_atoms: expected counts that add up to {nodes} atoms, got {self.num_atoms}"
             )
-        for name, values in self.properties.items():
-            if values.shape[:1] != (graphs,):
-                raise ValueError(
-                    f"CrystalBatch.properties[{name!r}]: expected {graphs} rows, got {tuple(values.shape)}"
-                )
+        for kind in _PER_CRYSTAL:
+            for name, values in getattr(self, kind).items():
+                if values.shape[:1] != (graphs,):
+                    raise ValueError(
+                        f"CrystalBatch.{kind}[{name!r}]: expected {graphs} rows, got {tuple(values.shape)}"
+                    )
 
     # ---- derived quantities -----------------------------------------------------------------------------------------
 
@@ -82,8 +88,9 @@ class CrystalBatch:
     @property
     def num_bytes(self) -> int:
         """Bytes that the tensors take."""
-        tensors = (self.atom_types, self.frac_coords, self.lattices, self.num_atoms, *self.properties.values())
-        return sum(tensor.nbytes for tensor in tensors)
+        tensors = (self.atom_types, self.frac_coords, self.lattices, self.num_atoms)
+        named = (*self.properties.values(), *self.conditions.values())
+        return sum(tensor.nbytes for tensor in (*tensors, *named))
 
     @cached_property
     def batch(self) -> Int[Tensor, "N"]:
@@ -155,6 +162,7 @@ class CrystalBatch:
             lattices=self.lattices[selected],
             num_atoms=num_atoms,
             properties={name: values[selected] for name, values in self.properties.items()},
+            conditions={name: values[selected] for name, values in self.conditions.items()},
         )
 
     def _resolve(self, index: int | np.integer | slice | Sequence[int] | np.ndarray | Tensor) -> Tensor:
@@ -174,38 +182,41 @@ class CrystalBatch:
 
     @classmethod
     def cat(cls, batches: Iterable[CrystalBatch]) -> CrystalBatch:
-        """Concatenate batches in order; properties are kept where all batches have them."""
+        """Concatenate batches in order; properties and conditions are kept where all batches have them."""
         parts = list(batches)
         if not parts:
             raise ValueError("CrystalBatch.cat: expected at least one batch, got none")
-        shared = set.intersection(*(set(part.properties) for part in parts))
+        named = {kind: [getattr(part, kind) for part in parts] for kind in _PER_CRYSTAL}
         return cls(
             atom_types=torch.cat([part.atom_types for part in parts]),
             frac_coords=torch.cat([part.frac_coords for part in parts]),
             lattices=torch.cat([part.lattices for part in parts]),
             num_atoms=torch.cat([part.num_atoms for part in parts]),
-            properties={
-                name: torch.cat([part.properties[name] for part in parts])
-                for name in parts[0].properties
-                if name in shared
-            },
+            **{kind: _concatenated(entries) for kind, entries in named.items()},
         )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> CrystalBatch:
         """Return the batch on another device."""
-        moved = {
-            item.name: getattr(self, item.name).to(device, non_blocking=non_blocking)
-            for item in fields(self)
-            if item.name != "properties"
-        }
-        properties = {name: v.to(device, non_blocking=non_blocking) for name, v in self.properties.items()}
-        return CrystalBatch(**moved, properties=properties)
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        return CrystalBatch(
+            atom_types=moved(self.atom_types),
+            frac_coords=moved(self.frac_coords),
+            lattices=moved(self.lattices),
+            num_atoms=moved(self.num_atoms),
+            properties={name: moved(values) for name, values in self.properties.items()},
+            conditions={name: moved(values) for name, values in self.conditions.items()},
+        )
 
     def detach(self) -> CrystalBatch:
         """Return the batch without gradients."""
-        properties = {name: values.detach() for name, values in self.properties.items()}
         return self.replace(
-            frac_coords=self.frac_coords.detach(), lattices=self.lattices.detach(), properties=properties
+            frac_coords=self.frac_coords.detach(),
+            lattices=self.lattices.detach(),
+            properties={name: values.detach() for name, values in self.properties.items()},
+            conditions={name: values.detach() for name, values in self.conditions.items()},
         )
 
     def replace(self, **changes: Tensor | Mapping[str, Tensor]) -> CrystalBatch:
@@ -228,7 +239,7 @@ class CrystalBatch:
         """
         counts = torch.as_tensor(num_atoms, dtype=torch.long, device=device)
         if counts.ndim != 1 or bool((counts < 1).any()):
-            raise ValueError(f"CrystalBatch.empty: num_atoms must be one positive count a crystal, got {num_atoms}")
+            raise ValueError(f"CrystalBatch.empty: num_atoms must be one positive count per crystal, got {num_atoms}")
         total = int(counts.sum())
         return cls(
             atom_types=torch.zeros(total, dtype=torch.long, device=device),
@@ -243,7 +254,7 @@ class CrystalBatch:
         crystals: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
         properties: Mapping[str, Tensor] | None = None,
     ) -> CrystalBatch:
-        """Build from (atomic numbers, fractional coordinates, lattice) triples of arrays, one a crystal."""
+        """Build from (atomic numbers, fractional coordinates, lattice) triples of arrays, one per crystal."""
         triples = list(crystals)
         numbers = [np.asarray(numbers) for numbers, _, _ in triples]
         coords = [np.asarray(coords, dtype=np.float64).reshape(-1, 3) for _, coords, _ in triples]
@@ -320,7 +331,7 @@ class CrystalBatch:
         return Batch.from_data_list(items)
 
     def to_arrays(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Return one (atomic numbers, fractional coordinates, lattice) triple of float64 arrays a crystal."""
+        """Return one (atomic numbers, fractional coordinates, lattice) triple of float64 arrays per crystal."""
         host = self.detach().to("cpu")
         counts = host.num_atoms.tolist()
         return [
@@ -331,7 +342,7 @@ class CrystalBatch:
         ]
 
     def to_structure(self) -> list[Structure]:
-        """Return pymatgen structures, one a crystal."""
+        """Return pymatgen structures, one per crystal."""
         from pymatgen.core import DummySpecies, Element, Structure
 
         def species(number: int) -> Element | DummySpecies:
@@ -343,10 +354,16 @@ class CrystalBatch:
         ]
 
     def to_atoms(self) -> list[Atoms]:
-        """Return ASE atoms with periodic boundaries, one a crystal."""
+        """Return ASE atoms with periodic boundaries, one per crystal."""
         from ase import Atoms
 
         return [
             Atoms(numbers=numbers, scaled_positions=coords, cell=lattice, pbc=True)
             for numbers, coords, lattice in self.to_arrays()
         ]
+
+
+def _concatenated(entries: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Concatenate the tensors whose names all entries have."""
+    shared = set.intersection(*(set(entry) for entry in entries))
+    return {name: torch.cat([entry[name] for entry in entries]) for name in entries[0] if name in shared}

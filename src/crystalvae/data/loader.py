@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 
 

@@ -16,14 +16,16 @@ from torchmetrics import MeanAbsoluteError, R2Score
 
 from crystalvae.build import build, to_plain
 from crystalvae.checks import check_count
-from crystalvae.data.augmentation import TrainingBatch, translate
+from crystalvae.data.augmentation import translate
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.predictor_module.property_head import PropertyHead
 from crystalvae.predictor_module.search import SearchOptions, search_latents
+from crystalvae.vae_module.frozen import OverFrozenVAE
+from crystalvae.vae_module.latent_space.inputs import property_values
 from crystalvae.vae_module.latent_space.latents import continuous_latents
-from crystalvae.vae_module.latent_space.operations import property_values
-from crystalvae.vae_module.lightning import OverFrozenVAE
+from crystalvae.vae_module.lightning import build_optimizer
 from crystalvae.vae_module.reconstruction_errors import check_finite
 from crystalvae.vae_module.vae_module import VAEModule
 
@@ -197,4 +199,4 @@ class LatentPredictor(OverFrozenVAE):
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser over the head's parameters, and the learning-rate schedule."""
-        return self.build_optimizer("predictor", self.head.parameters())
+        return build_optimizer(self.config, self.head.parameters(), self.trainer, section="predictor")

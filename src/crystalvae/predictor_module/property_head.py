@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from crystalvae.checks import check_count
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.vae_module.layers.mlp import PooledMLP
-from crystalvae.vae_module.layers.transformer import mean_over_atoms
+from crystalvae.vae_module.layers.pooling import mean_over_atoms
 
 
 class PropertyHead(nn.Module):

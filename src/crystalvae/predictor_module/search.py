@@ -14,7 +14,7 @@ from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError
 from crystalvae.predictor_module.property_head import PropertyHead
 from crystalvae.vae_module.latent_space.latents import continuous_latents, decode_latents
-from crystalvae.vae_module.layers.transformer import mean_over_atoms
+from crystalvae.vae_module.layers.pooling import mean_over_atoms
 from crystalvae.vae_module.vae import CrystalVAE
 
 
@@ -90,7 +90,7 @@ class _Found:
         cls, vae: CrystalVAE, head: PropertyHead, latents: Float[Tensor, "N L"], template: CrystalBatch
     ) -> _Found:
         crystals = decode_latents(vae, latents, template)
-        encoded = continuous_latents(vae, crystals.replace(properties=template.properties), "search")
+        encoded = continuous_latents(vae, crystals.replace(conditions=template.conditions), "search")
         return cls(latents, crystals, encoded, head.predict(encoded, crystals))
 
     def improved(self, other: _Found, target: float) -> _Found:

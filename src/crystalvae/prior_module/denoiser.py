@@ -13,7 +13,8 @@ from crystalvae.checks import feedforward_width
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.layers.attention import PaddingPlan
-from crystalvae.vae_module.layers.transformer import SelfAttention, full_precision, sinusoidal_positions
+from crystalvae.vae_module.layers.precision import full_precision
+from crystalvae.vae_module.layers.transformer import SelfAttention, sinusoidal_positions
 
 
 class ModulatedLayer(nn.Module):

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crystalvae.checks import check_choice
 from crystalvae.errors import ConfigError
-from crystalvae.vae_module.layers.transformer import check_choice
 
 Prediction = Literal["preconditioned", "x1", "velocity"]
 Solver = Literal["euler", "midpoint", "heun"]

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from crystalvae.checks import check_choice
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.canonical import element_order
 from crystalvae.errors import ConfigError
 from crystalvae.prior_module.composition_model import CompositionModel, Compositions
 from crystalvae.prior_module.denoiser import Denoiser
 from crystalvae.prior_module.flow import Prediction, SamplerOptions, interpolate, preconditioning, solve
-from crystalvae.vae_module.conditions.values import ConditionEmbedder, Values
-from crystalvae.vae_module.layers.transformer import check_choice
+from crystalvae.vae_module.conditions.embedder import ConditionEmbedder
+from crystalvae.vae_module.conditions.values import Values, told
+from crystalvae.vae_module.distribution import normal_noise
+from crystalvae.vae_module.latent_source import Drawn, DrawOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +45,7 @@ class LatentFlow(nn.Module):
     deviation over the training set, kept as buffers.
     """
 
+    own_prior = "learned prior"
     latent_mean: Tensor
     latent_std: Tensor
     signal: Tensor
@@ -91,6 +97,11 @@ class LatentFlow(nn.Module):
     def names(self) -> list[str]:
         """The conditions this prior was built for."""
         return self.conditions.names
+
+    @property
+    def proposes_elements(self) -> bool:
+        """Whether there is a model of compositions, so that elements need not be given."""
+        return self.composition is not None
 
     def fit_latents(self, mean: Float[Tensor, "N L"], variance: Float[Tensor, "N L"]) -> None:
         """Take over the statistics of the posteriors N(mean, variance) of a whole training set.
@@ -219,3 +230,69 @@ class LatentFlow(nn.Module):
             raise ConfigError("this prior has no composition model: say which elements, composition=…")
         context = self.composition_conditions(values, len(num_atoms))
         return self.composition.sample(num_atoms, context, generator=generator, **options).atom_types()
+
+    # ---- as a source of latents (`LearnedPrior`) ---------------------------------------------------------------------
+
+    def sampler_options(self, changes: Mapping[str, Any] | None) -> SamplerOptions:
+        """Return the default options with some changed; `ConfigError` lists what there is where one is unknown."""
+        allowed = {entry.name for entry in fields(SamplerOptions)}
+        unknown = sorted(set(changes or {}) - allowed)
+        if unknown:
+            raise ConfigError(f"sampler: unknown {', '.join(unknown)}; expected some of {', '.join(sorted(allowed))}")
+        return replace(self.sampler, **(changes or {}))
+
+    def check(self, options: DrawOptions) -> None:
+        """Raise `ConfigError` for a temperature, which a learned prior has none of, and for options of the sampler."""
+        if options.temperature != 1.0:
+            raise ConfigError(
+                f"temperature: got {options.temperature}; a learned prior has none, only 1.0: see "
+                "sampler.composition_temperature and sampler.stochasticity"
+            )
+        self.sampler_options(options.sampler)
+
+    def draw(self, crystals: CrystalBatch, *, options: DrawOptions, generator: torch.Generator) -> Drawn:
+        """Draw elements, where there are none, then latents, for atoms in the order that the prior was trained on.
+
+        The conditions that `crystals` carry are the prior's; the VAE is told none.
+        """
+        sampler, values = self.sampler_options(options.sampler), told(crystals, self.names)
+        placed, order = self._with_elements(crystals.replace(conditions={}), values, sampler, options, generator)
+        noise = partial(normal_noise, (placed.num_nodes, self.latent_dim), placed.device, generator)
+        latents = self.sample_latents(placed, values, options=sampler, noise=noise)
+        return Drawn(latents, placed, order)
+
+    def _with_elements(
+        self,
+        crystals: CrystalBatch,
+        values: Values,
+        sampler: SamplerOptions,
+        options: DrawOptions,
+        generator: torch.Generator,
+    ) -> tuple[CrystalBatch, Tensor | None]:
+        """Return crystals with elements in the order of `element_order`, and what puts them back in theirs."""
+        unknown = crystals.atom_types == 0
+        if not self.elements_given:
+            if not bool(unknown.all()):
+                raise ConfigError(
+                    "composition: this model decodes elements from its latents and cannot be told them; use a "
+                    "checkpoint for structure prediction"
+                )
+            return crystals, None
+        if bool(unknown.all()):
+            drawn = self.sample_elements(
+                crystals.num_atoms,
+                values,
+                generator=generator,
+                temperature=sampler.composition_temperature,
+                chemical_system=options.elements,
+                subsystems=options.chemical_system_subsets,
+            )
+            return crystals.replace(atom_types=drawn), None
+        elements = options.elements
+        if elements is not None and not bool(torch.isin(crystals.atom_types.cpu(), torch.tensor(elements)).all()):
+            raise ConfigError(
+                "composition and chemical_system exclude each other: the one has elements the other has not"
+            )
+        ranks = element_order().to(crystals.device)[crystals.atom_types]
+        order = (crystals.batch * len(element_order()) + ranks).argsort(stable=True)
+        return crystals.replace(atom_types=crystals.atom_types[order]), order.argsort()

@@ -12,14 +12,15 @@ from rich.progress import track
 from torch import Tensor
 
 from crystalvae.build import to_plain
-from crystalvae.data.augmentation import TrainingBatch
+from crystalvae.checks import check_choice
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.prior_module.flow import logit_normal
 from crystalvae.prior_module.latent_flow import LatentFlow, PriorNoise
 from crystalvae.vae_module.conditions.values import Values, condition_values, drop_conditions
-from crystalvae.vae_module.layers.transformer import check_choice
-from crystalvae.vae_module.lightning import OverFrozenVAE
+from crystalvae.vae_module.frozen import OverFrozenVAE
+from crystalvae.vae_module.lightning import build_optimizer
 from crystalvae.vae_module.reconstruction_errors import check_finite
 from crystalvae.vae_module.vae_module import VAEModule
 
@@ -196,7 +197,8 @@ class LatentPrior(OverFrozenVAE):
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser over what is `trained`, and the learning-rate schedule."""
-        return self.build_optimizer("prior_module", (p for p in self.prior.parameters() if p.requires_grad))
+        learning = (parameter for parameter in self.prior.parameters() if parameter.requires_grad)
+        return build_optimizer(self.config, learning, self.trainer, section="prior_module")
 
 
 def _checked(name: str, defaults: dict[str, float], given: Mapping[str, float] | None) -> dict[str, float]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.lattice import periodic_difference
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import TrainingError
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
-"""The variational autoencoder itself: a plain module that encodes and decodes."""
+"""The variational autoencoder itself: a plain module that encodes, decodes and knows its losses."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -10,10 +11,14 @@ from torch import Tensor, nn
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.lattice import bound_angles, lattice_from_parameters
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
-from crystalvae.vae_module.bottlenecks.base import Bottleneck, Posterior
-from crystalvae.vae_module.decoders.transformer import DecodedCrystals
-from crystalvae.vae_module.layers.transformer import full_precision
+from crystalvae.vae_module.bottlenecks.base import Posterior, as_bottleneck
+from crystalvae.vae_module.conditions.injection import Conditioning, Part
+from crystalvae.vae_module.conditions.values import condition_values
+from crystalvae.vae_module.decoders.heads import DecodedCrystals
+from crystalvae.vae_module.layers.precision import full_precision
+from crystalvae.vae_module.objectives.elbo import ELBO, PUBLISHED_WEIGHTS
 
 SCALED_LENGTH_RANGE = (0.5, 60.0)
 """Decoded lengths / n^(1/3) are clamped to this range (Å); MP-20 spans 1.03 to 20.1."""
@@ -23,7 +28,11 @@ MIN_VOLUME_PER_ATOM = 2.0
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What the VAE asks of an encoder: its width, and one vector of that width an atom."""
+    """What the VAE asks of an encoder: its width, and one vector of that width per atom.
+
+    One whose layer norms adapt to conditions is built with `d_condition`, keeps it under that name, and is called with
+    `condition` (B, C) as well.
+    """
 
     d_model: int
 
@@ -34,7 +43,7 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Decoder(Protocol):
-    """What the VAE asks of a decoder."""
+    """What the VAE asks of a decoder; conditions as for an encoder."""
 
     d_model: int
     atom_type_predict: bool
@@ -45,11 +54,23 @@ class Decoder(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """What became of crystals that were encoded and decoded: `decoded` from `latents` of `posterior`, for `target`."""
+
+    target: CrystalBatch
+    posterior: Posterior
+    latents: Float[Tensor, "N L"]
+    decoded: DecodedCrystals
+
+
 class CrystalVAE(nn.Module):
-    """Encoder, `quant_conv`, the bottleneck with a latent an atom, `post_quant_conv`, decoder.
+    """Encoder, `quant_conv`, the bottleneck with a latent per atom, `post_quant_conv`, decoder.
 
     `bound_lattice` keeps decoded cells sensible: lengths clamped to `SCALED_LENGTH_RANGE`, angles through
-    `bound_angles`, and a volume of at least `MIN_VOLUME_PER_ATOM`; the published format has no such bounds.
+    `bound_angles`, and a volume of at least `MIN_VOLUME_PER_ATOM`; the published format has no such bounds. `objective`
+    turns what was decoded into losses (None: `ELBO` with the published weights). `conditioning` says which conditions
+    of the crystals encoder and decoder are told (None: none).
     """
 
     def __init__(
@@ -59,20 +80,42 @@ class CrystalVAE(nn.Module):
         decoder: nn.Module,
         bottleneck: nn.Module,
         bound_lattice: bool = True,
+        objective: nn.Module | None = None,
+        conditioning: Conditioning | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(bottleneck, Bottleneck):
-            raise ConfigError(f"bottleneck: got a {type(bottleneck).__name__}; expected a Bottleneck")
         if not isinstance(encoder, Encoder) or not isinstance(decoder, Decoder):
             raise ConfigError("encoder, decoder: expected modules with d_model, and atom_type_predict for the decoder")
-        self.encoder, self.decoder, self.bottleneck = encoder, decoder, bottleneck
+        self.conditioning = Conditioning() if conditioning is None else conditioning
+        self._check_adapts("encoder", encoder)
+        self._check_adapts("decoder", decoder)
+        # Each part after what tells it conditions: optimisers know parameters by their order.
+        self.encoder_conditions = self.conditioning.part("encoder", encoder.d_model)
+        self.encoder = encoder
+        self.decoder_conditions = self.conditioning.part("decoder", decoder.d_model)
+        self.decoder, self.bottleneck = decoder, as_bottleneck(bottleneck)
         self.bound_lattice = bound_lattice
-        self.quant_conv = nn.Linear(encoder.d_model, bottleneck.input_dim, bias=False)
-        self.post_quant_conv = nn.Linear(bottleneck.output_dim, decoder.d_model, bias=False)
+        self.quant_conv = nn.Linear(encoder.d_model, self.bottleneck.input_dim, bias=False)
+        self.post_quant_conv = nn.Linear(self.bottleneck.output_dim, decoder.d_model, bias=False)
+        self.objective = objective or ELBO(weights=PUBLISHED_WEIGHTS, coord_loss="periodic", latent_dim=self.latent_dim)
+
+    def _check_adapts(self, part: Part, module: nn.Module) -> None:
+        built, asked = getattr(module, "d_condition", None), self.conditioning.width(part)
+        if built == asked:
+            return
+        if asked is None:
+            raise ConfigError(
+                f"{part}.d_condition: got {built}, but no layer norm of it is told conditions; leave it out"
+            )
+        raise ConfigError(
+            f"condition.injection: this {part} has no layer norm to adapt; set concat"
+            if built is None
+            else f"{part}.d_condition: got {built}; expected condition.d_model, {asked}"
+        )
 
     @property
     def latent_dim(self) -> int:
-        """Latent numbers an atom, as `decode` takes them."""
+        """Latent dimensions per atom, as `decode` takes them."""
         return self.bottleneck.latent_dim
 
     @property
@@ -80,9 +123,15 @@ class CrystalVAE(nn.Module):
         """Whether the decoder predicts elements; otherwise they are given (structure prediction)."""
         return bool(self.decoder.atom_type_predict)
 
+    # ---- encode and decode -------------------------------------------------------------------------------------------
+
     def hidden(self, crystals: CrystalBatch) -> Float[Tensor, "N D"]:
-        """Return the encoder's output."""
-        return self.encoder(crystals)
+        """Return the encoder's output, which knows the conditions that the crystals carry."""
+        if self.encoder_conditions is None:
+            return self.encoder(crystals)
+        condition = self.encoder_conditions.embed(crystals)  # (B, C)
+        hidden = self.encoder(crystals, **self.encoder_conditions.arguments(condition))  # (N, D)
+        return self.encoder_conditions.mix(hidden, condition, crystals.batch)
 
     def posterior(self, hidden: Float[Tensor, "N D"], crystals: CrystalBatch) -> Posterior:
         """Return the posterior of the latents for the encoder's output."""
@@ -90,14 +139,23 @@ class CrystalVAE(nn.Module):
             return self.bottleneck.posterior(self.quant_conv(hidden.float()), crystals)
 
     def encode(self, crystals: CrystalBatch) -> Posterior:
-        """Return q(z | crystal) over `latent_dim` numbers an atom."""
+        """Return q(z | crystal) over `latent_dim` numbers per atom."""
         return self.posterior(self.hidden(crystals), crystals)
 
     def decode(self, latents: Float[Tensor, "N L"], crystals: CrystalBatch) -> DecodedCrystals:
-        """Decode latents; of `crystals` only the atom counts are read, and the elements in structure prediction."""
+        """Decode latents.
+
+        Of `crystals` only the atom counts are read, the elements in structure prediction, and the conditions that they
+        carry.
+        """
         with full_precision(latents):
             features = self.bottleneck.features(latents, crystals)
-        return self.decoder(self.post_quant_conv(features), crystals)
+        tokens = self.post_quant_conv(features)
+        if self.decoder_conditions is None:
+            return self.decoder(tokens, crystals)
+        condition = self.decoder_conditions.embed(crystals)  # (B, C)
+        tokens = self.decoder_conditions.mix(tokens, condition, crystals.batch)
+        return self.decoder(tokens, crystals, **self.decoder_conditions.arguments(condition))
 
     def to_crystals(self, decoded: DecodedCrystals, crystals: CrystalBatch) -> CrystalBatch:
         """Pick the likeliest elements and build the cells; predicted element 0 becomes 1, as published.
@@ -121,3 +179,45 @@ class CrystalVAE(nn.Module):
             lattices=lattices * crystals.num_atoms[:, None, None].to(lattices.dtype).pow(1 / 3),
             num_atoms=crystals.num_atoms,
         )
+
+    # ---- learn -------------------------------------------------------------------------------------------------------
+
+    def reconstruct(
+        self, seen: CrystalBatch, target: CrystalBatch, *, noise: Float[Tensor, "N L"] | None = None
+    ) -> Reconstruction:
+        """Encode what is `seen`, and decode it for `target`, the same atoms as they are to come out.
+
+        `noise` is the standard normal noise of the latent; None: the latents that evaluation uses.
+        """
+        posterior = self.encode(seen)
+        latents = posterior.mode() if noise is None else posterior.reparameterize(noise)
+        return Reconstruction(target, posterior, latents, self.decode(latents, target))
+
+    def losses(self, made: Reconstruction, batch: TrainingBatch, *, step: int = 0, epoch: int = 0) -> dict[str, Tensor]:
+        """Return the weighted `loss`, its unweighted parts, and what the bottleneck reports beside them.
+
+        Sums are divided by this process's share of the global `batch`; `step` and `epoch` are for schedules.
+        """
+        losses = self.objective(
+            made.decoded,
+            made.target,
+            batch,
+            means=made.posterior.mode(),
+            kl=self.kl(made),
+            penalties=self.bottleneck.penalties(made.posterior, atoms=batch.mean_atoms),
+            penalty_weights=self.bottleneck.penalty_weights,
+            step=step,
+            epoch=epoch,
+        )
+        return {**losses, **self.bottleneck.metrics(made.posterior, made.latents, made.target)}
+
+    def kl(self, made: Reconstruction) -> Float[Tensor, "N L"] | None:
+        """Return the KL divergence from the prior in nats, by atom and latent dimension; None where it is constant."""
+        return self.bottleneck.kl(made.posterior, made.latents, made.target)
+
+    def fit_conditions(self, crystals: CrystalBatch) -> None:
+        """Take over the training set's statistics of the conditions; `ConfigError` where it does not have one."""
+        values = condition_values(crystals, self.conditioning.names)
+        for part in (self.encoder_conditions, self.decoder_conditions):
+            if part is not None:
+                part.embedder.fit(values)

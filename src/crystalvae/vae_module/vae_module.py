@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import lightning as L
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from crystalvae.build import build, to_plain
 from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints import format as checkpoints
 from crystalvae.checkpoints.trusted import trusting
+from crystalvae.checks import check_count
 from crystalvae.data.augmentation import Augmentation, InputNoise
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.dataset import CrystalDataset
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
-from crystalvae.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK, Bottleneck
-from crystalvae.vae_module.conditions.injection import Conditioning, tell, told
-from crystalvae.vae_module.decoders.transformer import DecodedCrystals
-from crystalvae.vae_module.latent_space.inputs import as_crystals
-from crystalvae.vae_module.latent_space.operations import LatentOperations
+from crystalvae.vae_module.atom_counts import draw_atom_counts
+from crystalvae.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK, Bottleneck, as_bottleneck
+from crystalvae.vae_module.conditions.injection import Conditioning
+from crystalvae.vae_module.conditions.values import asked_values, told
+from crystalvae.vae_module.decoders.heads import DecodedCrystals
+from crystalvae.vae_module.distribution import normal_noise
+from crystalvae.vae_module.draw_crystals import Spread, draw_crystals, one_by_one
+from crystalvae.vae_module.latent_source import DrawOptions, LatentSource, LearnedPrior
+from crystalvae.vae_module.latent_space import interpolation
+from crystalvae.vae_module.latent_space.embedding import embed
+from crystalvae.vae_module.latent_space.index import EmbeddingIndex, Neighbours
+from crystalvae.vae_module.latent_space.inputs import as_crystals, to_crystal, to_crystals
+from crystalvae.vae_module.latent_space.interpolation import Mode
+from crystalvae.vae_module.latent_space.latents import reconstruct
+from crystalvae.vae_module.latent_space.maps import Method, latent_map
+from crystalvae.vae_module.lightning import build_optimizer, tell_epoch
 from crystalvae.vae_module.objectives.elbo import ELBO, check_weights
+from crystalvae.vae_module.objectives.latent_statistics import LatentStatistics
 from crystalvae.vae_module.objectives.reconstruction import CoordLoss
-from crystalvae.vae_module.sampling import draw_template, sample_crystals
-from crystalvae.vae_module.training import VAETraining
-from crystalvae.vae_module.vae import CrystalVAE
+from crystalvae.vae_module.reconstruction_errors import check_finite, reconstruction_errors
+from crystalvae.vae_module.vae import CrystalVAE, Reconstruction
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -37,14 +54,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class VAEModule(LatentOperations, VAETraining):
+class VAEModule(L.LightningModule):
     """A crystal VAE with its objective, its augmentation and its optimiser.
 
     All arguments are plain config, and are kept in the checkpoint: `encoder`, `decoder` and `bottleneck` (None: the
     Gaussian) with a `_target_` each; `loss_weights` for atom_types, frac_coords, lengths, angles and kl; `objective`
     with a `_target_`, which turns the parts into the loss (None: `ELBO`); `augmentation` {translate, rotate}; `noise`
     as `InputNoise`; `optimizer` and `scheduler` with a `_target_` that takes the parameters, or the optimiser and the
-    number of steps; `prior` with a `_target_` where a prior was trained for these latents (`crystalvae.prior_module`);
+    number of steps; `prior` with a `_target_` where a prior was trained for these latents (`LearnedPrior`);
     `condition` as `Conditioning` where encoder and decoder are told conditions.
     """
 
@@ -73,37 +90,64 @@ class VAEModule(LatentOperations, VAETraining):
         self.statistics: dict[str, Any] = {}
         """What the checkpoint knows of the training set: `num_atoms`, {atom count: crystals}, and its name."""
         plain = self.config
-        self.condition = Conditioning.of(plain["condition"])
-        built_decoder = build("decoder", plain["decoder"], atom_type_predict=atom_type_predict)
+        conditioning = Conditioning.of(plain["condition"])
+        built_decoder = conditioning.build("decoder", plain["decoder"], atom_type_predict=atom_type_predict)
+        built_encoder = conditioning.build("encoder", plain["encoder"])
+        built_bottleneck = as_bottleneck(
+            build("bottleneck", plain["bottleneck"] or DEFAULT_BOTTLENECK, latent_dim=latent_dim)
+        )
+        self.loss_weights = check_weights(plain["loss_weights"])
         self.vae = CrystalVAE(
-            encoder=self.condition.wrap_encoder(build("encoder", plain["encoder"])),
-            decoder=self.condition.wrap_decoder(built_decoder),
-            bottleneck=build("bottleneck", plain["bottleneck"] or DEFAULT_BOTTLENECK, latent_dim=latent_dim),
+            encoder=built_encoder,
+            decoder=built_decoder,
+            bottleneck=built_bottleneck,
             bound_lattice=bound_lattice,
+            conditioning=conditioning,
+            objective=build(
+                "objective",
+                plain["objective"] or {"_target_": f"{ELBO.__module__}.{ELBO.__name__}"},
+                weights=self.loss_weights,
+                coord_loss=coord_loss,
+                latent_dim=built_bottleneck.latent_dim,
+            ),
         )
         self.prior = None
         if plain["prior"] is not None:
             given = not self.vae.atom_type_predict
             self.prior = build("prior", plain["prior"], latent_dim=self.latent_dim, elements_given=given)
-        self.loss_weights = check_weights(plain["loss_weights"])
-        objective = plain["objective"] or {"_target_": f"{ELBO.__module__}.{ELBO.__name__}"}
-        self.objective = build(
-            "objective", objective, weights=self.loss_weights, coord_loss=coord_loss, latent_dim=self.latent_dim
-        )
+            if not isinstance(self.prior, LearnedPrior):
+                raise ConfigError(f"prior._target_: got a {type(self.prior).__name__}; expected a learned prior")
         self.augmentation = Augmentation.of(plain["augmentation"])
         self.noise = InputNoise(**(plain["noise"] or {}))
-
-    # ---- encode, decode, sample: the research interface --------------------------------------------------------------
+        self._latents: list[LatentStatistics] = []
+        self._index: EmbeddingIndex | None = None
 
     @property
     def latent_dim(self) -> int:
-        """Latent numbers an atom."""
+        """Latent dimensions per atom."""
         return self.vae.latent_dim
 
     @property
     def atom_type_predict(self) -> bool:
         """Whether elements are decoded; otherwise they are given (structure prediction)."""
         return self.vae.atom_type_predict
+
+    @property
+    def condition(self) -> Conditioning:
+        """Which conditions encoder and decoder are told."""
+        return self.vae.conditioning
+
+    @property
+    def objective(self) -> nn.Module:
+        """What turns the parts of the loss into one."""
+        return self.vae.objective
+
+    @property
+    def any_origin(self) -> bool:
+        """Whether the model was trained with crystals at any origin, so that origins may be shifted."""
+        return self.augmentation.translate
+
+    # ---- encode, decode, reconstruct: the research interface ---------------------------------------------------------
 
     def encode(self, batch: CrystalBatch | Batch) -> dict[str, Any]:
         """Encode: {"posterior", "x": encoder output (N, D), "atom_types", "num_atoms", "batch", "token_idx"}.
@@ -133,37 +177,20 @@ class VAEModule(LatentOperations, VAETraining):
         latents = encoded["x"]
         if latents.shape[-1] != self.latent_dim:
             raise ValueError(
-                f'decode: encoded["x"] has {latents.shape[-1]} numbers an atom, expected the {self.latent_dim} of a '
-                'latent: set encoded["x"] = encoded["posterior"].sample() (or .mode()) first'
+                f'decode: encoded["x"] has {latents.shape[-1]} numbers per atom, expected the latent dimension '
+                f'{self.latent_dim}: set encoded["x"] = encoded["posterior"].sample() (or .mode()) first'
             )
         crystals = CrystalBatch.empty(encoded["num_atoms"], device=latents.device)
         if "atom_types" in encoded:
             crystals = crystals.replace(atom_types=encoded["atom_types"])
         elif self.vae.decoder.atom_type_input:
             raise ValueError('decode: this model is given the elements; expected encoded["atom_types"] (N,)')
-        decoded = self.vae.decode(latents, tell(crystals, encoded.get("conditions", {})))
-        output = {
-            "frac_coords": decoded.frac_coords,
-            "lattices": torch.cat((decoded.lengths_scaled, decoded.angles), dim=-1),
-            "lengths": decoded.lengths_scaled,
-            "angles": decoded.angles,
-        }
-        if decoded.atom_logits is not None:
-            output["atom_types"] = decoded.atom_logits
-        if decoded.coord_vectors is not None:
-            output["coord_vectors"] = decoded.coord_vectors
-        return output
+        decoded = self.vae.decode(latents, crystals.replace(conditions=encoded.get("conditions", {})))
+        return decoded.to_mapping()
 
     def reconstruct(self, decoder_out: Mapping[str, Tensor], batch: CrystalBatch | Batch) -> CrystalBatch:
         """Turn what `decode` returned into crystals with the atom counts of `batch` (and its elements if not told)."""
-        decoded = DecodedCrystals(
-            atom_logits=decoder_out.get("atom_types"),
-            frac_coords=decoder_out["frac_coords"],
-            coord_vectors=decoder_out.get("coord_vectors"),
-            lengths_scaled=decoder_out["lengths"],
-            angles=decoder_out["angles"],
-        )
-        return self.vae.to_crystals(decoded, as_crystals(batch))
+        return self.vae.to_crystals(DecodedCrystals.from_mapping(decoder_out), as_crystals(batch))
 
     @torch.no_grad()
     def reconstruct_crystals(
@@ -174,11 +201,16 @@ class VAEModule(LatentOperations, VAETraining):
         A conditional model encodes with what the crystals are, and decodes with the same or with `conditions`.
         """
         crystals = self.condition.known(crystals)
-        latents = self.vae.encode(crystals).mode()
         target = crystals if conditions is None else self.condition.asked(crystals, conditions)
-        return self.vae.to_crystals(self.vae.decode(latents, target), target)
+        return self.vae.to_crystals(self.vae.reconstruct(crystals, target).decoded, target)
 
-    @torch.no_grad()
+    # ---- sample ------------------------------------------------------------------------------------------------------
+
+    @property
+    def source(self) -> LatentSource:
+        """What draws latents: the learned prior where there is one, else the bottleneck."""
+        return self.vae.bottleneck if self.prior is None else cast("LearnedPrior", self.prior)
+
     def sample(
         self,
         batch: CrystalBatch | Batch | int,
@@ -186,54 +218,271 @@ class VAEModule(LatentOperations, VAETraining):
         return_structures: bool = False,
         *,
         generator: torch.Generator | None = None,
-        temperature: float = 1.0,
+        batch_size: int = 512,
+        advance: Callable[[int], object] = lambda _done: None,
         **options: Any,
     ) -> CrystalBatch | list[Atoms] | list[Structure]:
         """Sample crystals with the atom counts of `batch` (`CrystalBatch.empty`), and its elements where given.
 
         For a number n, n crystals are sampled, with atom counts drawn from those of the training set.
 
-        Where the checkpoint holds a learned prior, latents are drawn from it, with `options` as
-        `prior_module.sampling.sample_from_module` takes them (conditions, chemical_system, sampler, …). Otherwise
-        they come from the bottleneck's own prior at `temperature`, and a conditional model takes `conditions`, such as
-        {"crystal_system": "cubic", "band_gap": 1.5}; the log says which. Returns ASE atoms or pymatgen structures where
-        asked.
+        Where the checkpoint holds a learned prior, latents are drawn from it, otherwise from the bottleneck's own; the
+        log says which. `options` are those of `DrawOptions`: temperature, conditions, chemical_system,
+        chemical_system_subsets, sampler. `batch_size` crystals are drawn at once, and `advance` is told after each
+        batch how many it held. Returns ASE atoms or pymatgen structures where asked.
         """
         if return_atoms and return_structures:
             raise ValueError("sample: return_atoms and return_structures exclude each other")
+        asked = DrawOptions.of(options)
         if isinstance(batch, Integral):
-            template = draw_template(self, cast("int", batch), generator, options)
+            count = cast("int", batch)
+            check_count("sample: the number of crystals", count)
+            needed = self.elements_needed(asked)
+            template = CrystalBatch.empty(
+                draw_atom_counts(self.statistics, count, generator=generator, elements=needed)
+            )
         else:
             template = as_crystals(cast("CrystalBatch | Batch", batch))
-        crystals = self.sample_crystals(template, generator=generator, temperature=temperature, **options)
+        spread = partial(one_by_one, advance=advance)
+        crystals = self.draw(template, asked, generator=generator, batch_size=batch_size, spread=spread)
         if return_atoms:
             return crystals.to_atoms()
         return crystals.to_structure() if return_structures else crystals
 
-    @torch.no_grad()
-    def sample_crystals(
+    def generate(self, batch: CrystalBatch | Batch | int, **options: Any) -> Any:
+        """Sample crystals: another name of `sample`, with its options."""
+        return self.sample(batch, **options)
+
+    def sample_crystals(self, template: CrystalBatch, **options: Any) -> CrystalBatch:
+        """Sample as `sample` does; always returns a `CrystalBatch`."""
+        return cast("CrystalBatch", self.sample(template, **options))
+
+    def draw(
         self,
         template: CrystalBatch,
+        options: DrawOptions,
         *,
         generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-        **options: Any,
+        batch_size: int = 512,
+        spread: Spread = one_by_one,
     ) -> CrystalBatch:
-        """Sample as `sample` does; always returns a `CrystalBatch`."""
-        template = template.to(self.device)
-        if self.prior is None:
-            if conditions := options.pop("conditions", None):
-                template = self.condition.asked(template, conditions)
-            if options:
-                raise ConfigError(f"sample: {', '.join(sorted(options))} need a checkpoint with a learned prior")
-            log.info("sampling latents from %s: this model holds no learned prior", self.vae.bottleneck.own_prior)
-            return sample_crystals(self.vae, template, temperature=temperature, generator=generator)
-        if temperature != 1.0:
-            raise ConfigError(f"temperature: got {temperature}; a learned prior has none, only 1.0")
-        from crystalvae.prior_module.sampling import sample_from_module
+        """Sample as `sample` does, from typed options; `spread` does the batches, here or in several processes."""
+        if generator is None:
+            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        if not self.atom_type_predict:
+            _check_elements(template, proposed=self.prior is not None)
+        asked = self.asked(template, options.conditions)
+        without = ": this model holds no learned prior" if self.prior is None else ""
+        log.info("sampling latents from %s%s", self.source.own_prior, without)
+        how = {"generator": generator, "batch_size": batch_size, "spread": spread}
+        return draw_crystals(self.vae, self.source, asked, options=options, **how)
 
-        log.info("sampling latents from the learned prior")
-        return sample_from_module(self, template, generator=generator, **options)
+    def asked(self, crystals: CrystalBatch, conditions: Mapping[str, object] | None) -> CrystalBatch:
+        """Return crystals that carry what is asked of the sampling; as they are where that is nothing.
+
+        Raises `ConfigError` for a condition that the prior, or without one the VAE, was not trained on.
+        """
+        if not conditions:
+            return crystals
+        if self.prior is None:
+            return self.condition.asked(crystals, conditions)
+        values = asked_values(conditions, cast("LearnedPrior", self.prior).names, len(crystals))
+        return crystals.replace(conditions={name: value.to(crystals.device) for name, value in values.items()})
+
+    def elements_needed(self, options: DrawOptions) -> int:
+        """Return how many different elements each crystal will have to have."""
+        every = not self.atom_type_predict and not options.chemical_system_subsets
+        return len(options.elements) if options.elements is not None and every else 0
+
+    # ---- latent space ------------------------------------------------------------------------------------------------
+    #
+    # Crystals may be given as `CrystalBatch`, PyG batch, pymatgen structures or ASE atoms, one or a list, and are taken
+    # as they are: reduce cells first where the model was trained on reduced ones (`data.readers` does). Unless said
+    # otherwise, a `CrystalBatch` comes back, whose `properties` tell what belongs to each crystal, and which
+    # `latent_space.write_series` writes as CIFs or as a trajectory. Gradients are off, the model as it is.
+    #
+    # A conditional model reconstructs and walks knowing what the given crystals are; embeddings are made without, so
+    # that they do not depend on what happens to be known of a crystal.
+
+    def taken(self, name: str, structures: Any, *, single: bool = False) -> CrystalBatch:
+        """Return crystals in any of the forms above as a batch on the model's device; `name` is for errors."""
+        return (to_crystal if single else to_crystals)(name, structures).to(self.device)
+
+    def reparameterize(
+        self, mean: Float[Tensor, "N L"], logvar: Float[Tensor, "N L"], *, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "N L"]:
+        """Draw z = μ + exp(½ log σ²) ε with ε from N(0, I); with gradients to both (Kingma & Welling 2014, 2.4)."""
+        if mean.shape != logvar.shape:
+            raise ConfigError(f"logvar: got shape {tuple(logvar.shape)}; expected that of mean, {tuple(mean.shape)}")
+        return mean + torch.exp(0.5 * logvar) * normal_noise(mean.shape, mean.device, generator).to(mean)
+
+    def reconstruct_structures(
+        self,
+        structures: CrystalBatch | Structure | Atoms | Sequence[Structure] | Sequence[Atoms],
+        deterministic: bool = True,
+        *,
+        generator: torch.Generator | None = None,
+        batch_size: int = 512,
+    ) -> list[Structure]:
+        """Encode, decode, and return pymatgen structures: of the posterior's mode, else of a draw from it."""
+        crystals = self.condition.known(self.taken("structures", structures))
+        made = reconstruct(self.vae, crystals, deterministic=deterministic, generator=generator, batch_size=batch_size)
+        return made.to_structure()
+
+    def embed(
+        self,
+        structures: CrystalBatch | Structure | Atoms | Sequence[Structure] | Sequence[Atoms],
+        *,
+        batch_size: int = 512,
+    ) -> Float[Tensor, "B D"]:
+        """Return one vector per crystal, which depends on neither origin nor order of atoms: see `embedding.embed`."""
+        crystals = self.taken("structures", structures)
+        return embed(self.vae, crystals, every_origin=self.any_origin, batch_size=batch_size)
+
+    def interpolate(
+        self,
+        a: CrystalBatch | Structure | Atoms,
+        b: CrystalBatch | Structure | Atoms,
+        steps: int,
+        mode: Mode = "linear",
+    ) -> CrystalBatch:
+        """Return `steps` crystals on the way from a to b, both included; see `interpolation.interpolate`."""
+        one, other = (self.condition.known(self.taken(name, c, single=True)) for name, c in (("a", a), ("b", b)))
+        return interpolation.interpolate(self.vae, one, other, steps=steps, mode=mode, shift_origin=self.any_origin)
+
+    def latent_traversal(
+        self,
+        structure: CrystalBatch | Structure | Atoms,
+        dim: int,
+        range: tuple[float, float] = (-3.0, 3.0),  # noqa: A002  the name that VAE libraries have for it
+        steps: int = 7,
+        *,
+        atom: int | None = None,
+    ) -> CrystalBatch:
+        """Return crystals in which latent dimension `dim` is moved by offsets in `range`: `interpolation.traverse`."""
+        crystal = self.condition.known(self.taken("structure", structure, single=True))
+        return interpolation.traverse(self.vae, crystal, dim=dim, limits=range, steps=steps, atom=atom)
+
+    def build_index(
+        self, dataset: CrystalDataset, *, cache_dir: Path | str | None = None, batch_size: int = 512
+    ) -> EmbeddingIndex:
+        """Embed a data set for `nearest`, which uses the index built last; with `cache_dir` it is kept on disk."""
+        self._index = EmbeddingIndex.build(
+            self.vae, dataset, every_origin=self.any_origin, batch_size=batch_size, cache_dir=cache_dir
+        )
+        return self._index
+
+    def nearest(
+        self, structure: CrystalBatch | Structure | Atoms, k: int = 5, *, index: EmbeddingIndex | None = None
+    ) -> Neighbours:
+        """Return the `k` crystals whose embeddings are nearest, from `index` or the one that `build_index` made.
+
+        Raises `ConfigError` where there is none, or it was made with other weights than the model has now.
+        """
+        index = self._index if index is None else index
+        if index is None:
+            raise ConfigError(
+                "nearest: no index to search; make one of the training set, as in "
+                'vae.build_index(MP20().load("train")), or give index='
+            )
+        return index.nearest_to(self.vae, self.taken("structure", structure, single=True), k)
+
+    def latent_map(
+        self,
+        structures: CrystalBatch | CrystalDataset | Sequence[Structure] | Sequence[Atoms],
+        path: Path | str,
+        *,
+        color: str | None = None,
+        method: Method = "pca",
+        seed: int = 0,
+    ) -> Float[Tensor, "B 2"]:
+        """Draw a 2-D map of embeddings as a PNG, coloured by the property `color`, and return its points.
+
+        Raises `ConfigError` for a property that the crystals do not have, listing those they have.
+        """
+        crystals = to_crystals("structures", structures)
+        return latent_map(self.embed, crystals, path, color=color, method=method, seed=seed)
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def losses(self, batch: TrainingBatch, *, training: bool) -> dict[str, Tensor]:
+        """Return the weighted `loss` and its unweighted parts; training augments, adds noise and samples the latent."""
+        return self._losses(self._reconstruction(batch, training=training), batch)
+
+    def _losses(self, made: Reconstruction, batch: TrainingBatch) -> dict[str, Tensor]:
+        return self.vae.losses(made, batch, step=self.global_step, epoch=self.current_epoch)
+
+    def _reconstruction(self, batch: TrainingBatch, *, training: bool) -> Reconstruction:
+        target = batch.crystals
+        if not training:
+            target = self.condition.known(target)
+            return self.vae.reconstruct(target, target)
+        generator = batch.generator()
+        target = self.condition.dropped(self.augmentation(batch, generator), batch, generator)
+        seen = self.noise(batch, target, generator)
+        noise = torch.randn(batch.total_atoms, self.latent_dim, generator=generator, device=target.device)
+        return self.vae.reconstruct(seen, target, noise=batch.per_atom(noise))
+
+    def training_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Return the loss of one batch and log its parts; stop with the crystals' ids where it is not finite."""
+        shard = batch if isinstance(batch, TrainingBatch) else TrainingBatch.whole(batch)
+        made = self._reconstruction(shard, training=True)
+        losses = self._losses(made, shard)
+        check_finite(losses, shard, getattr(self._trainer, "datamodule", None))
+        self.vae.bottleneck.update(made.posterior, shard)
+        # Each rank's sums are divided by the global batch's share, so their mean over ranks is the global loss.
+        options: dict[str, Any] = {"batch_size": shard.crystals.num_graphs, "sync_dist": shard.world_size > 1}
+        self.log("train/loss", losses["loss"], prog_bar=True, **options)
+        self.log_dict({f"train/{name}": value for name, value in losses.items() if name != "loss"}, **options)
+        return losses["loss"]
+
+    def validation_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Log losses and reconstruction errors with the posterior mean."""
+        self._evaluation_step(batch, "val")
+
+    def test_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Log losses and reconstruction errors with the posterior mean."""
+        self._evaluation_step(batch, "test")
+
+    def _evaluation_step(self, batch: TrainingBatch | CrystalBatch, stage: str) -> None:
+        whole = TrainingBatch.whole(as_crystals(batch))
+        made = self._reconstruction(whole, training=False)
+        self._latents.append(LatentStatistics.of(made.posterior.mode(), self.vae.kl(made)))
+        errors = reconstruction_errors(self.vae.to_crystals(made.decoded, made.target), made.target)
+        values = {f"{stage}/{name}": value for name, value in {**self._losses(made, whole), **errors}.items()}
+        self.log_dict(values, batch_size=made.target.num_graphs, sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log how much of the latent space is used, so that posterior collapse is seen."""
+        self._log_latents("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log how much of the latent space is used."""
+        self._log_latents("test")
+
+    def _log_latents(self, stage: str) -> None:
+        statistics = LatentStatistics.merged(self._latents)
+        self._latents = []
+        if self.trainer.world_size > 1:
+            statistics = statistics.gathered(self.all_gather)
+        self.log_dict({f"{stage}/{name}": value for name, value in statistics.metrics().items()}, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimiser and the learning-rate schedule, which is told the number of steps of the whole run."""
+        if self.prior is not None:
+            raise ConfigError("vae_module.prior: a VAE is trained before its prior, which train_prior trains; set null")
+        return build_optimizer(self.config, self.parameters(), self.trainer, section="vae_module")
+
+    def on_fit_start(self) -> None:
+        """Take the training set's statistics into the model, and so into its checkpoints."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None:
+            self.statistics = datamodule.statistics()
+            self.vae.fit_conditions(datamodule.dataset("train").crystals)
+
+    def on_train_epoch_start(self) -> None:
+        """Tell the loader the epoch."""
+        tell_epoch(self.trainer, self.current_epoch)
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -242,7 +491,8 @@ class VAEModule(LatentOperations, VAETraining):
         checkpoint[checkpoints.KEY] = checkpoints.metadata("vae", self.config, self.statistics)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the statistics when training resumes."""
+        """Bring a checkpoint that training resumes from to today's format, and take over its statistics."""
+        checkpoint.update(checkpoints.upgraded(checkpoint))
         self.statistics = checkpoints.check_metadata(checkpoint, "vae")["statistics"]
 
     def save_checkpoint(self, path: str | Path) -> None:
@@ -279,3 +529,15 @@ class VAEModule(LatentOperations, VAETraining):
             module = checkpoints.rebuild(cls, config, weights)
         module.statistics = meta["statistics"]
         return module.to(map_location).eval()
+
+
+def _check_elements(template: CrystalBatch, *, proposed: bool) -> None:
+    """Raise `ConfigError` unless all atoms have elements, or none has where a prior proposes them."""
+    unknown = template.atom_types == 0
+    if not bool(unknown.any()) or (proposed and bool(unknown.all())):
+        return
+    if proposed:
+        raise ConfigError("composition: some atoms have element 0; expected elements for all atoms, or for none")
+    raise ConfigError(
+        "sample: this model predicts structures for given elements; expected a batch with atom_types, got element 0"
+    )

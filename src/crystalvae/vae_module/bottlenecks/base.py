@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
+from crystalvae.vae_module.latent_source import Drawn, DrawOptions
 
 DEFAULT_BOTTLENECK = {"_target_": "crystalvae.vae_module.bottlenecks.gaussian.GaussianBottleneck"}
 """What a model without a word about its bottleneck has."""
@@ -44,10 +44,10 @@ class Posterior(Protocol):
 class Bottleneck(nn.Module):
     """Base of the bottlenecks.
 
-    The encoder's output passes a linear map (`CrystalVAE.quant_conv`) to `input_dim` numbers an atom, from which
-    `posterior` is made. Latents are `latent_dim` numbers an atom. `features` turns them into `output_dim` numbers an
+    The encoder's output passes a linear map (`CrystalVAE.quant_conv`) to `input_dim` numbers per atom, from which
+    `posterior` is made. Latents are `latent_dim` numbers per atom. `features` turns them into `output_dim` numbers per
     atom, which another linear map (`post_quant_conv`) hands to the decoder. `penalty_weights` holds the weight of each
-    of `penalties`; `own_prior` says in words what `draw` draws from.
+    of `penalties`; `own_prior` says in words what `sample_latents` draws from.
     """
 
     own_prior = "standard normal noise"
@@ -93,7 +93,7 @@ class Bottleneck(nn.Module):
     def update(self, posterior: Posterior, batch: TrainingBatch) -> None:
         """Learn from a training step what gradients do not teach; called once a step, on every rank."""
 
-    def draw(
+    def sample_latents(
         self, crystals: CrystalBatch, *, temperature: float, generator: torch.Generator | None
     ) -> Float[Tensor, "N L"]:
         """Draw latents from this bottleneck's own prior for the atom counts of `crystals`.
@@ -102,8 +102,24 @@ class Bottleneck(nn.Module):
         """
         raise NotImplementedError
 
+    # ---- as a source of latents (`LatentSource`) ---------------------------------------------------------------------
 
-def check_temperature(temperature: float) -> None:
-    """Raise `ConfigError` unless it is a finite number of at least 0."""
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ConfigError(f"temperature: got {temperature}; expected a number of at least 0")
+    def check(self, options: DrawOptions) -> None:
+        """Raise `ConfigError` for options that only a learned prior has an answer to."""
+        if options.needs_prior:
+            raise ConfigError(
+                f"{', '.join(options.needs_prior)}: this checkpoint holds no learned prior, which that needs; train "
+                "one with train_prior, or use ckpt_path=mp20-small"
+            )
+
+    def draw(self, crystals: CrystalBatch, *, options: DrawOptions, generator: torch.Generator) -> Drawn:
+        """Draw latents from this bottleneck's own prior; of `options` the temperature is read."""
+        latents = self.sample_latents(crystals, temperature=options.temperature, generator=generator)
+        return Drawn(latents, crystals)
+
+
+def as_bottleneck(module: object) -> Bottleneck:
+    """Return what is a bottleneck; `ConfigError` for anything else."""
+    if not isinstance(module, Bottleneck):
+        raise ConfigError(f"bottleneck: got a {type(module).__name__}; expected a Bottleneck")
+    return module

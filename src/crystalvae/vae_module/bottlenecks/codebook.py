@@ -7,8 +7,8 @@ import torch.distributed
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from crystalvae.data.augmentation import TrainingBatch
-from crystalvae.vae_module.bottlenecks.base import check_temperature
+from crystalvae.checks import check_number
+from crystalvae.data.training_batch import TrainingBatch
 
 
 class Codebooks(nn.Module):
@@ -57,7 +57,7 @@ class Codebooks(nn.Module):
 
         At temperature 0 it is the most frequent code each time.
         """
-        check_temperature(temperature)
+        check_number("temperature", temperature)
         shares = self.frequencies()
         if temperature == 0:
             return shares.argmax(dim=-1).expand(atoms, -1)

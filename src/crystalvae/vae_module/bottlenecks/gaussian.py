@@ -37,7 +37,7 @@ class GaussianBottleneck(Bottleneck):
         assert isinstance(posterior, DiagonalGaussianDistribution)  # noqa: S101  made above
         return posterior.kl_per_dimension()
 
-    def draw(
+    def sample_latents(
         self, crystals: CrystalBatch, *, temperature: float, generator: torch.Generator | None
     ) -> Float[Tensor, "N L"]:
         """Draw from N(0, temperature²·I)."""

@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crystalvae.checks import check_count
+from crystalvae.checks import check_count, check_number
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError
-from crystalvae.vae_module.bottlenecks.base import Bottleneck, Posterior, check_temperature
+from crystalvae.vae_module.bottlenecks.base import Bottleneck, Posterior
 from crystalvae.vae_module.bottlenecks.hierarchical_config import HierarchicalConfig
 from crystalvae.vae_module.distribution import DiagonalGaussianDistribution, normal_noise
-from crystalvae.vae_module.layers.transformer import full_precision, mean_over_atoms
+from crystalvae.vae_module.layers.pooling import mean_over_atoms
+from crystalvae.vae_module.layers.precision import full_precision
 
 
 class HierarchicalPosterior(DiagonalGaussianDistribution):
@@ -168,11 +169,11 @@ class LadderBottleneck(Bottleneck):
         counts = (crystals.num_nodes, *([crystals.num_graphs] * (self.depth - 1)))
         return {f"kl_level_{k + 1}": values.sum() / counts[k] for k, values in enumerate(levels)}
 
-    def draw(
+    def sample_latents(
         self, crystals: CrystalBatch, *, temperature: float, generator: torch.Generator | None
     ) -> Float[Tensor, "N L"]:
         """Draw the deepest latent first, then each level given the one above, deviations times `temperature`."""
-        check_temperature(temperature)
+        check_number("temperature", temperature)
         parts: list[Tensor] = []
         above = None
         for level in reversed(range(self.depth)):

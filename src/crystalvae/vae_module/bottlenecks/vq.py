@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crystalvae.checks import check_count, check_number
-from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.bottlenecks.base import Bottleneck, Posterior
 from crystalvae.vae_module.bottlenecks.codebook import Codebooks
@@ -155,7 +155,7 @@ class VQBottleneck(Bottleneck):
         continuous, indices = posterior.continuous.detach(), posterior.encoding_indices
         self.codebooks.update(continuous, indices, batch, revive=self.revive_below)
 
-    def draw(
+    def sample_latents(
         self, crystals: CrystalBatch, *, temperature: float, generator: torch.Generator | None
     ) -> Float[Tensor, "N L"]:
         """Draw codes from the frequencies with which training used them, as `Codebooks.draw`."""

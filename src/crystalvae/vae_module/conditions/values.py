@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -72,12 +72,18 @@ def unknown(name: str, count: int) -> Tensor:
     return torch.full((count, MAX_ATOMIC_NUMBER + 1) if name in ELEMENTS else (count,), torch.nan)
 
 
+def told(crystals: CrystalBatch, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return the conditions of these names that crystals carry; unknown where they carry none."""
+    carried, count = crystals.conditions, crystals.num_graphs
+    return {name: carried[name] if name in carried else unknown(name, count).to(crystals.device) for name in names}
+
+
 def asked_values(asked: Mapping[str, object], names: Sequence[str], count: int) -> dict[str, Tensor]:
-    """Return what a user asks for, the same for all of `count` crystals; conditions not named are unknown.
+    """Return what a user asks for of `count` crystals; conditions not named are unknown.
 
     Classes are given by name ("cubic") or, for space groups, by number; a chemical system as "Li-Mn-O", a composition
-    as a formula. A list gives one request a crystal, None among them for nothing. Raises `ConfigError` for a condition
-    that the model was not trained on and for an unknown class, listing what there is.
+    as a formula. A list gives one request per crystal, None among them for nothing. Raises `ConfigError` for a
+    condition that the model was not trained on and for an unknown class, listing what there is.
     """
     values = {name: unknown(name, count) for name in names}
     for name, value in asked.items():
@@ -94,19 +100,6 @@ def asked_values(asked: Mapping[str, object], names: Sequence[str], count: int) 
         else:
             values[name][:] = _asked(name, value)
     return values
-
-
-def asked_of(asked: Mapping[str, object], rows: Iterable[int], count: int) -> dict[str, object]:
-    """Return what a user asks of some of `count` crystals: those entries of each list, and single values as they are.
-
-    Raises `ConfigError` for a list that has not one entry a crystal.
-    """
-    chosen, result = list(rows), dict(asked)
-    for name, value in asked.items():
-        if isinstance(value, (list, tuple)):
-            _check_length(name, value, count)
-            result[name] = [value[row] for row in chosen]
-    return result
 
 
 def _check_length(name: str, values: Sequence[object], count: int) -> None:
@@ -140,65 +133,10 @@ def check_names(key: str, names: Sequence[str]) -> None:
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise ConfigError(f"{key}: got {names!r}; expected a list of names such as [crystal_system]")
     for name in names:
-        if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
+        if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):  # they name modules
             raise ConfigError(f"{key}: got {name!r}; expected the name of a class or a property")
     if len(set(names)) < len(names):
         raise ConfigError(f"{key}: got {', '.join(names)}; expected each once")
-
-
-class ConditionEmbedder(nn.Module):
-    """Sum of one vector a condition: an embedding of the class, or a small network on the standardised number(s).
-
-    Each condition has a learned vector for "unknown". `mean` and `std` are those of the training set; what is given for
-    each element is taken as it is.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, *, names: Sequence[str], d_model: int) -> None:
-        super().__init__()
-        check_names("conditions", names)
-        self.names = list(names)
-        self.embedders = nn.ModuleDict()
-        for name in self.names:
-            if name in CLASSES:
-                self.embedders[name] = nn.Embedding(len(CLASSES[name]), d_model)
-            else:
-                inputs = MAX_ATOMIC_NUMBER + 1 if name in ELEMENTS else 1
-                layers = (nn.Linear(inputs, d_model), nn.SiLU(), nn.Linear(d_model, d_model))
-                self.embedders[name] = nn.Sequential(*layers)
-        # Without conditions it is empty and takes part in no gradient, which DDP would wait for.
-        self.unknown = nn.Parameter(torch.zeros(len(self.names), d_model), requires_grad=bool(self.names))
-        self.register_buffer("mean", torch.zeros(len(self.names)))
-        self.register_buffer("std", torch.ones(len(self.names)))
-
-    def fit(self, values: Values) -> None:
-        """Take over the mean and standard deviation of the known numbers."""
-        for index, name in enumerate(self.names):
-            if name in CLASSES or name in ELEMENTS:
-                continue
-            known = values[name][~values[name].isnan()]
-            if len(known) < 2:
-                raise ConfigError(f"conditions: {name!r} has {len(known)} known values in the training set")
-            self.mean[index], self.std[index] = known.mean(), known.std().clamp_min(1e-6)
-
-    def forward(self, values: Values, count: int) -> Float[Tensor, "B D"]:
-        """Embed the conditions of `count` crystals."""
-        total = self.unknown.new_zeros(count, self.unknown.shape[1])
-        for index, name in enumerate(self.names):
-            given = values[name].to(total.device)
-            missing = given.isnan()
-            filled = torch.nan_to_num(given)
-            if name in CLASSES:
-                vectors = self.embedders[name](filled.long())
-            elif name in ELEMENTS:
-                missing = missing.any(dim=-1)
-                vectors = self.embedders[name](filled)
-            else:
-                vectors = self.embedders[name](((filled - self.mean[index]) / self.std[index])[:, None])
-            total = total + torch.where(missing[:, None], self.unknown[index], vectors)
-        return total
 
 
 def drop_conditions(values: Values, draws: Float[Tensor, "B C"], *, drop_all: float, drop_each: float) -> Values:

@@ -8,13 +8,14 @@ from torch import Tensor
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.vae_module.decoders.heads import CoordOutput, CrystalReadOff, DecodedCrystals
 from crystalvae.vae_module.layers.gru import AtomGRU
+from crystalvae.vae_module.layers.modulation import per_atom
 
 
 class GRUDecoder(CrystalReadOff):
     """Run along the latent vectors of a crystal in both directions and read off elements, coordinates and the lattice.
 
     The order of the atoms matters, as for `GRUEncoder`: permuting the latents does not permute the decoded atoms.
-    `coord_output` and `atom_type_input` as `CrystalReadOff`.
+    `coord_output`, `atom_type_input` and `d_condition` as `CrystalReadOff`.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class GRUDecoder(CrystalReadOff):
         atom_type_predict: bool = True,
         atom_type_input: bool | None = None,
         max_num_elements: int = 100,
+        d_condition: int | None = None,
     ) -> None:
         super().__init__(
             d_model=d_model,
@@ -34,10 +36,19 @@ class GRUDecoder(CrystalReadOff):
             atom_type_predict=atom_type_predict,
             atom_type_input=atom_type_input,
             max_num_elements=max_num_elements,
+            d_condition=d_condition,
         )
-        self.gru = AtomGRU(part="decoder", d_model=d_model, num_layers=num_layers, dropout=dropout)
+        self.gru = AtomGRU(
+            part="decoder", d_model=d_model, num_layers=num_layers, dropout=dropout, d_condition=d_condition
+        )
         self._add_heads()
 
-    def forward(self, tokens: Float[Tensor, "N D"], crystals: CrystalBatch) -> DecodedCrystals:
-        """Decode hidden vectors; of `crystals` only the atom counts are read, and the elements where they are given."""
-        return self.read_off(self.gru(self.add_elements(tokens, crystals), crystals), crystals)
+    def forward(
+        self, tokens: Float[Tensor, "N D"], crystals: CrystalBatch, condition: Float[Tensor, "B C"] | None = None
+    ) -> DecodedCrystals:
+        """Decode hidden vectors; of `crystals` only the atom counts are read, and the elements where they are given.
+
+        `condition`: what each crystal is told.
+        """
+        hidden = self.gru(self.add_elements(tokens, crystals), crystals, per_atom(condition, crystals.batch))
+        return self.read_off(hidden, crystals)

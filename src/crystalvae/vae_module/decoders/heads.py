@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -9,11 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crystalvae.checks import check_count
+from crystalvae.checks import check_choice, check_count
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.lattice import wrap
 from crystalvae.errors import ConfigError
-from crystalvae.vae_module.layers.transformer import check_choice, full_precision, mean_over_atoms
+from crystalvae.vae_module.layers.pooling import mean_over_atoms
+from crystalvae.vae_module.layers.precision import full_precision
 
 CoordOutput = Literal["circle", "raw"]
 
@@ -33,6 +35,29 @@ class DecodedCrystals:
     lengths_scaled: Float[Tensor, "B 3"]
     angles: Float[Tensor, "B 3"]
 
+    def to_mapping(self) -> dict[str, Tensor]:
+        """Return it by the names of `VAEModule.decode`, where what there is not is left out."""
+        named = {
+            "frac_coords": self.frac_coords,
+            "lattices": torch.cat((self.lengths_scaled, self.angles), dim=-1),
+            "lengths": self.lengths_scaled,
+            "angles": self.angles,
+            "atom_types": self.atom_logits,
+            "coord_vectors": self.coord_vectors,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+    @classmethod
+    def from_mapping(cls, named: Mapping[str, Tensor]) -> DecodedCrystals:
+        """Return what `to_mapping` named."""
+        return cls(
+            atom_logits=named.get("atom_types"),
+            frac_coords=named["frac_coords"],
+            coord_vectors=named.get("coord_vectors"),
+            lengths_scaled=named["lengths"],
+            angles=named["angles"],
+        )
+
 
 class CrystalReadOff(nn.Module):
     """Base of the decoders: embeds given elements, and reads crystals off the hidden vectors of their atoms.
@@ -41,7 +66,9 @@ class CrystalReadOff(nn.Module):
 
     `coord_output`: "circle" gives each coordinate as the angle of a vector, so that nothing happens at the cell's edge;
     "raw" gives the number itself. `atom_type_input` adds an embedding of the given elements to the latents; it defaults
-    to true where elements are not predicted (`atom_type_predict` false) and is refused where they are.
+    to true where elements are not predicted (`atom_type_predict` false) and is refused where they are. With
+    `d_condition` the decoder's layer norms adapt to what each crystal is told: vectors of that width, which `forward`
+    then takes.
     """
 
     def __init__(
@@ -52,6 +79,7 @@ class CrystalReadOff(nn.Module):
         atom_type_predict: bool,
         atom_type_input: bool | None,
         max_num_elements: int,
+        d_condition: int | None = None,
     ) -> None:
         super().__init__()
         check_choice("decoder.coord_output", coord_output, get_args(CoordOutput))
@@ -62,6 +90,9 @@ class CrystalReadOff(nn.Module):
                 "decoder.atom_type_input: got true together with atom_type_predict=true; a decoder that is given the "
                 "elements cannot be asked to predict them: set one of the two to false"
             )
+        if d_condition is not None:
+            check_count("decoder.d_condition", d_condition)
+        self.d_condition = d_condition
         self.d_model, self.coord_output, self.max_num_elements = d_model, coord_output, max_num_elements
         self.atom_type_predict = atom_type_predict
         self.atom_type_input = not atom_type_predict if atom_type_input is None else atom_type_input

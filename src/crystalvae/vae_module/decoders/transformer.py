@@ -7,11 +7,13 @@ from typing import get_args
 from jaxtyping import Float
 from torch import Tensor
 
+from crystalvae.checks import check_choice
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.vae_module.decoders.heads import CoordOutput, CrystalReadOff, DecodedCrystals
 from crystalvae.vae_module.encoders.transformer import Positions
 from crystalvae.vae_module.layers.attention import PaddingPlan
-from crystalvae.vae_module.layers.transformer import Activation, Transformer, check_choice, sinusoidal_positions
+from crystalvae.vae_module.layers.modulation import per_atom
+from crystalvae.vae_module.layers.transformer import Activation, Transformer, sinusoidal_positions
 
 __all__ = ["DecodedCrystals", "TransformerDecoder"]
 
@@ -19,7 +21,7 @@ __all__ = ["DecodedCrystals", "TransformerDecoder"]
 class TransformerDecoder(CrystalReadOff):
     """Mix the latent vectors of each crystal by self-attention and read off elements, coordinates and the lattice.
 
-    `coord_output` and `atom_type_input` as `CrystalReadOff`, `positions` as `TransformerEncoder`.
+    `coord_output`, `atom_type_input` and `d_condition` as `CrystalReadOff`, `positions` as `TransformerEncoder`.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class TransformerDecoder(CrystalReadOff):
         atom_type_predict: bool = True,
         atom_type_input: bool | None = None,
         max_num_elements: int = 100,
+        d_condition: int | None = None,
     ) -> None:
         super().__init__(
             d_model=d_model,
@@ -44,6 +47,7 @@ class TransformerDecoder(CrystalReadOff):
             atom_type_predict=atom_type_predict,
             atom_type_input=atom_type_input,
             max_num_elements=max_num_elements,
+            d_condition=d_condition,
         )
         check_choice("decoder.positions", positions, get_args(Positions))
         self.positions = positions
@@ -55,12 +59,19 @@ class TransformerDecoder(CrystalReadOff):
             dropout=dropout,
             norm_first=norm_first,
             activation=activation,
+            d_condition=d_condition,
         )
         self._add_heads()
 
-    def forward(self, tokens: Float[Tensor, "N D"], crystals: CrystalBatch) -> DecodedCrystals:
-        """Decode hidden vectors; of `crystals` only the atom counts are read, and the elements where they are given."""
+    def forward(
+        self, tokens: Float[Tensor, "N D"], crystals: CrystalBatch, condition: Float[Tensor, "B C"] | None = None
+    ) -> DecodedCrystals:
+        """Decode hidden vectors; of `crystals` only the atom counts are read, and the elements where they are given.
+
+        `condition`: what each crystal is told.
+        """
         tokens = self.add_elements(tokens, crystals)
         if self.positions == "sinusoidal":
             tokens = tokens + sinusoidal_positions(crystals.token_idx, self.d_model)
-        return self.read_off(self.transformer(tokens, PaddingPlan.of(crystals)), crystals)
+        hidden = self.transformer(tokens, PaddingPlan.of(crystals), per_atom(condition, crystals.batch))
+        return self.read_off(hidden, crystals)

@@ -18,7 +18,8 @@ from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.neighbour_graph import NeighbourGraph, neighbour_graph
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.encoders.embedding import CoordFeatures, CrystalEmbedding, LatticeFeatures
-from crystalvae.vae_module.layers.transformer import full_precision
+from crystalvae.vae_module.layers.modulation import AdaptiveLayerNorm, per_atom
+from crystalvae.vae_module.layers.precision import full_precision
 
 MAX_CUTOFF = 30.0
 """Å; an atom has some thousands of neighbours within it."""
@@ -27,15 +28,17 @@ MAX_CUTOFF = 30.0
 class FeedForward(nn.Module):
     """Two linear layers with GELU between them, on the normalised input."""
 
-    def __init__(self, *, d_model: int, dim_feedforward: int, dropout: float) -> None:
+    def __init__(self, *, d_model: int, dim_feedforward: int, dropout: float, d_condition: int | None = None) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(d_model)
+        self.norm = AdaptiveLayerNorm(d_model, d_condition=d_condition)
         self.linear1, self.linear2 = nn.Linear(d_model, dim_feedforward), nn.Linear(dim_feedforward, d_model)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        """Return what is to be added to the tokens."""
-        hidden = self.dropout(nn.functional.gelu(self.linear1(self.norm(tokens))))
+    def forward(
+        self, tokens: Float[Tensor, "N D"], condition: Float[Tensor, "N C"] | None = None
+    ) -> Float[Tensor, "N D"]:
+        """Return what is to be added to the tokens; `condition` holds, for each atom, the vector of its crystal."""
+        hidden = self.dropout(nn.functional.gelu(self.linear1(self.norm(tokens, condition))))
         return self.dropout(self.linear2(hidden))
 
 
@@ -70,36 +73,48 @@ class Convolution(nn.Module):
     The layer norm stands for the published code's batch norm, which would let the crystals of a batch see each other.
     """
 
-    def __init__(self, *, d_model: int, num_radial: int, dropout: float) -> None:
+    def __init__(self, *, d_model: int, num_radial: int, dropout: float, d_condition: int | None = None) -> None:
         super().__init__()
         self.conv = NodewiseCGConv(d_model, dim=num_radial)
-        self.norm = nn.LayerNorm(d_model)
+        self.norm = AdaptiveLayerNorm(d_model, d_condition=d_condition)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, tokens: Float[Tensor, "N D"], graph: NeighbourGraph, edges: Float[Tensor, "M R"]
+        self,
+        tokens: Float[Tensor, "N D"],
+        graph: NeighbourGraph,
+        edges: Float[Tensor, "M R"],
+        condition: Float[Tensor, "N C"] | None = None,
     ) -> Float[Tensor, "N D"]:
-        """Pass messages along the edges."""
-        return self.norm(self.dropout(self.conv(tokens, graph.edge_index, edges)))
+        """Pass messages along the edges; `condition` as `FeedForward`."""
+        return self.norm(self.dropout(self.conv(tokens, graph.edge_index, edges)), condition)
 
 
 class ResidualConvolution(nn.Module):
     """CGConv and a feed-forward network, each pre-norm, with a residual connection that nothing normalises."""
 
-    def __init__(self, *, d_model: int, num_radial: int, dim_feedforward: int, dropout: float) -> None:
+    def __init__(
+        self, *, d_model: int, num_radial: int, dim_feedforward: int, dropout: float, d_condition: int | None = None
+    ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(d_model)
+        self.norm = AdaptiveLayerNorm(d_model, d_condition=d_condition)
         self.conv = NodewiseCGConv(d_model, dim=num_radial)
         self.out = nn.Linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
-        self.feed_forward = FeedForward(d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout)
+        self.feed_forward = FeedForward(
+            d_model=d_model, dim_feedforward=dim_feedforward, dropout=dropout, d_condition=d_condition
+        )
 
     def forward(
-        self, tokens: Float[Tensor, "N D"], graph: NeighbourGraph, edges: Float[Tensor, "M R"]
+        self,
+        tokens: Float[Tensor, "N D"],
+        graph: NeighbourGraph,
+        edges: Float[Tensor, "M R"],
+        condition: Float[Tensor, "N C"] | None = None,
     ) -> Float[Tensor, "N D"]:
-        """Pass messages along the edges."""
-        tokens = tokens + self.dropout(self.out(self.conv(self.norm(tokens), graph.edge_index, edges)))
-        return tokens + self.feed_forward(tokens)
+        """Pass messages along the edges; `condition` as `FeedForward`."""
+        tokens = tokens + self.dropout(self.out(self.conv(self.norm(tokens, condition), graph.edge_index, edges)))
+        return tokens + self.feed_forward(tokens, condition)
 
 
 class CGCNNEncoder(CrystalEmbedding):
@@ -108,7 +123,7 @@ class CGCNNEncoder(CrystalEmbedding):
     `cutoff` (Å) and `max_neighbours` (null: all) choose the neighbours as `data.neighbour_graph.neighbour_graph` says;
     `num_radial` Gaussians between 0 and the cutoff describe a distance. Permuting atoms permutes the output. What the
     graph says (`surroundings`) jumps where a neighbour comes or goes, as with the published one, and is the same for
-    mirror images. `coord_features` and `lattice_features` as `CrystalEmbedding`.
+    mirror images. `coord_features`, `lattice_features` and `d_condition` as `CrystalEmbedding`.
     """
 
     def __init__(
@@ -125,6 +140,7 @@ class CGCNNEncoder(CrystalEmbedding):
         num_frequencies: int = 8,
         lattice_features: LatticeFeatures = "parameters",
         max_num_elements: int = 100,
+        d_condition: int | None = None,
     ) -> None:
         super().__init__(
             d_model=d_model,
@@ -132,6 +148,7 @@ class CGCNNEncoder(CrystalEmbedding):
             num_frequencies=num_frequencies,
             lattice_features=lattice_features,
             max_num_elements=max_num_elements,
+            d_condition=d_condition,
         )
         check_count("encoder.num_layers", num_layers)
         check_dropout("encoder.dropout", dropout)
@@ -146,31 +163,41 @@ class CGCNNEncoder(CrystalEmbedding):
         self.dim_feedforward = feedforward_width("encoder.dim_feedforward", dim_feedforward, d_model)
         self.layers = nn.ModuleList(self._layer() for _ in range(num_layers))
         self.graph_norm = self._graph_norm()
-        self.feed_forward = FeedForward(d_model=d_model, dim_feedforward=self.dim_feedforward, dropout=dropout)
-        self.norm = nn.LayerNorm(d_model)
+        self.feed_forward = FeedForward(
+            d_model=d_model, dim_feedforward=self.dim_feedforward, dropout=dropout, d_condition=d_condition
+        )
+        self.norm = AdaptiveLayerNorm(d_model, d_condition=d_condition)
 
     def _layer(self) -> nn.Module:
-        return Convolution(d_model=self.d_model, num_radial=self.num_radial, dropout=self.dropout)
+        return Convolution(
+            d_model=self.d_model, num_radial=self.num_radial, dropout=self.dropout, d_condition=self.d_condition
+        )
 
-    def _graph_norm(self) -> nn.Module:
-        return nn.Identity()  # each layer ends with one
+    def _graph_norm(self) -> AdaptiveLayerNorm | None:
+        return None  # each layer ends with one
 
-    def forward(self, crystals: CrystalBatch) -> Float[Tensor, "N D"]:
-        """Return one hidden vector of `d_model` numbers an atom; `DataError` for cells that have no graph."""
-        tokens = self.embed(crystals) + self.surroundings(crystals)
-        return self.norm(tokens + self.feed_forward(tokens))
+    def forward(self, crystals: CrystalBatch, condition: Float[Tensor, "B C"] | None = None) -> Float[Tensor, "N D"]:
+        """Return one hidden vector of `d_model` numbers per atom; `DataError` for cells that have no graph.
 
-    def surroundings(self, crystals: CrystalBatch) -> Float[Tensor, "N D"]:
+        `condition`: what each crystal is told.
+        """
+        tokens = self.embed(crystals) + self.surroundings(crystals, condition)
+        told = per_atom(condition, crystals.batch)
+        return self.norm(tokens + self.feed_forward(tokens, told), told)
+
+    def surroundings(
+        self, crystals: CrystalBatch, condition: Float[Tensor, "B C"] | None = None
+    ) -> Float[Tensor, "N D"]:
         """Return what the graph says of each atom: the same for every origin and every image of an atom.
 
         It is the same for every orientation, too, unless `lattice_features` is "matrix".
         """
         graph = neighbour_graph(crystals, cutoff=self.cutoff, max_neighbours=self.max_neighbours)
         edges = gaussian_basis(graph.distances, self.cutoff, self.num_radial)
-        tokens = self.embed_surroundings(crystals)
+        tokens, told = self.embed_surroundings(crystals), per_atom(condition, crystals.batch)
         for layer in self.layers:
-            tokens = layer(tokens, graph, edges)
-        return self.graph_norm(tokens)
+            tokens = layer(tokens, graph, edges, told)
+        return tokens if self.graph_norm is None else self.graph_norm(tokens, told)
 
 
 class ResidualCGCNNEncoder(CGCNNEncoder):
@@ -185,10 +212,11 @@ class ResidualCGCNNEncoder(CGCNNEncoder):
             num_radial=self.num_radial,
             dim_feedforward=self.dim_feedforward,
             dropout=self.dropout,
+            d_condition=self.d_condition,
         )
 
-    def _graph_norm(self) -> nn.Module:
-        return nn.LayerNorm(self.d_model)
+    def _graph_norm(self) -> AdaptiveLayerNorm | None:
+        return AdaptiveLayerNorm(self.d_model, d_condition=self.d_condition)
 
 
 def gaussian_basis(distances: Float[Tensor, "M"], cutoff: float, count: int) -> Float[Tensor, "M R"]:

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crystalvae.checks import check_count
+from crystalvae.checks import check_choice, check_count
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.vae_module.layers.transformer import check_choice, full_precision
+from crystalvae.vae_module.layers.precision import full_precision
 
 CoordFeatures = Literal["fourier", "linear"]
 LatticeFeatures = Literal["parameters", "matrix"]
@@ -21,7 +21,8 @@ class CrystalEmbedding(nn.Module):
 
     `coord_features`: "fourier" sees sin and cos of 2πk·f for k = 1..`num_frequencies`, so the two ends of the cell are
     one place; "linear" sees the three numbers. `lattice_features`: "parameters" sees the scaled lengths and the angles,
-    the same for every rotation; "matrix" sees the nine numbers.
+    the same for every rotation; "matrix" sees the nine numbers. With `d_condition` the encoder's layer norms adapt to
+    what each crystal is told: vectors of that width, which `forward` then takes.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class CrystalEmbedding(nn.Module):
         num_frequencies: int,
         lattice_features: LatticeFeatures,
         max_num_elements: int,
+        d_condition: int | None = None,
     ) -> None:
         super().__init__()
         check_choice("encoder.coord_features", coord_features, get_args(CoordFeatures))
@@ -40,7 +42,9 @@ class CrystalEmbedding(nn.Module):
             check_count("encoder.num_frequencies", num_frequencies)
         check_count("encoder.d_model", d_model)
         check_count("encoder.max_num_elements", max_num_elements)
-        self.d_model, self.max_num_elements = d_model, max_num_elements
+        if d_condition is not None:
+            check_count("encoder.d_condition", d_condition)
+        self.d_model, self.max_num_elements, self.d_condition = d_model, max_num_elements, d_condition
         self.coord_features, self.lattice_features = coord_features, lattice_features
         self.num_frequencies = num_frequencies
         self.atom_type_embedder = nn.Embedding(max_num_elements, d_model)

@@ -8,12 +8,13 @@ from torch import Tensor
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.vae_module.encoders.embedding import CoordFeatures, CrystalEmbedding, LatticeFeatures
 from crystalvae.vae_module.layers.mlp import PooledMLP
+from crystalvae.vae_module.layers.modulation import per_atom
 
 
 class MLPEncoder(CrystalEmbedding):
     """Embed elements, fractional coordinates and the lattice; atoms hear of each other through their mean alone.
 
-    Permuting atoms permutes the output. `coord_features` and `lattice_features` as `CrystalEmbedding`.
+    Permuting atoms permutes the output. `coord_features`, `lattice_features` and `d_condition` as `CrystalEmbedding`.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class MLPEncoder(CrystalEmbedding):
         num_frequencies: int = 8,
         lattice_features: LatticeFeatures = "parameters",
         max_num_elements: int = 100,
+        d_condition: int | None = None,
     ) -> None:
         super().__init__(
             d_model=d_model,
@@ -34,11 +36,17 @@ class MLPEncoder(CrystalEmbedding):
             num_frequencies=num_frequencies,
             lattice_features=lattice_features,
             max_num_elements=max_num_elements,
+            d_condition=d_condition,
         )
         self.mlp = PooledMLP(
-            part="encoder", d_model=d_model, num_layers=num_layers, dim_feedforward=dim_feedforward, dropout=dropout
+            part="encoder",
+            d_model=d_model,
+            num_layers=num_layers,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            d_condition=d_condition,
         )
 
-    def forward(self, crystals: CrystalBatch) -> Float[Tensor, "N D"]:
-        """Return one hidden vector of `d_model` numbers an atom."""
-        return self.mlp(self.embed(crystals), crystals)
+    def forward(self, crystals: CrystalBatch, condition: Float[Tensor, "B C"] | None = None) -> Float[Tensor, "N D"]:
+        """Return one hidden vector of `d_model` numbers per atom; `condition`: what each crystal is told."""
+        return self.mlp(self.embed(crystals), crystals, per_atom(condition, crystals.batch))

@@ -7,10 +7,12 @@ from typing import Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
+from crystalvae.checks import check_choice
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.vae_module.encoders.embedding import CoordFeatures, CrystalEmbedding, LatticeFeatures
 from crystalvae.vae_module.layers.attention import PaddingPlan
-from crystalvae.vae_module.layers.transformer import Activation, Transformer, check_choice, sinusoidal_positions
+from crystalvae.vae_module.layers.modulation import per_atom
+from crystalvae.vae_module.layers.transformer import Activation, Transformer, sinusoidal_positions
 
 Positions = Literal["none", "sinusoidal"]
 
@@ -18,8 +20,9 @@ Positions = Literal["none", "sinusoidal"]
 class TransformerEncoder(CrystalEmbedding):
     """Embed elements, fractional coordinates and the lattice, and mix the atoms of each crystal by self-attention.
 
-    `coord_features` and `lattice_features` as `CrystalEmbedding`. `positions`: "none" leaves atoms unordered, so that
-    permuting them permutes the output; "sinusoidal" marks each with its place in the list, as the published format.
+    `coord_features`, `lattice_features` and `d_condition` as `CrystalEmbedding`. `positions`: "none" leaves atoms
+    unordered, so that permuting them permutes the output; "sinusoidal" marks each with its place in the list, as the
+    published format.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class TransformerEncoder(CrystalEmbedding):
         lattice_features: LatticeFeatures = "parameters",
         positions: Positions = "none",
         max_num_elements: int = 100,
+        d_condition: int | None = None,
     ) -> None:
         super().__init__(
             d_model=d_model,
@@ -44,6 +48,7 @@ class TransformerEncoder(CrystalEmbedding):
             num_frequencies=num_frequencies,
             lattice_features=lattice_features,
             max_num_elements=max_num_elements,
+            d_condition=d_condition,
         )
         check_choice("encoder.positions", positions, get_args(Positions))
         self.positions = positions
@@ -55,11 +60,12 @@ class TransformerEncoder(CrystalEmbedding):
             dropout=dropout,
             norm_first=norm_first,
             activation=activation,
+            d_condition=d_condition,
         )
 
-    def forward(self, crystals: CrystalBatch) -> Float[Tensor, "N D"]:
-        """Return one hidden vector of `d_model` numbers an atom."""
+    def forward(self, crystals: CrystalBatch, condition: Float[Tensor, "B C"] | None = None) -> Float[Tensor, "N D"]:
+        """Return one hidden vector of `d_model` numbers per atom; `condition`: what each crystal is told."""
         tokens = self.embed(crystals)
         if self.positions == "sinusoidal":
             tokens = tokens + sinusoidal_positions(crystals.token_idx, self.d_model)
-        return self.transformer(tokens, PaddingPlan.of(crystals))
+        return self.transformer(tokens, PaddingPlan.of(crystals), per_atom(condition, crystals.batch))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crystalvae.data.augmentation import translate
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.vae_module.layers.transformer import mean_over_atoms
+from crystalvae.vae_module.layers.pooling import mean_over_atoms
 from crystalvae.vae_module.vae import CrystalVAE
 
 

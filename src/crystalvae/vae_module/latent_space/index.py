@@ -94,6 +94,12 @@ class EmbeddingIndex:
             _write(path, embeddings)
         return cls(dataset=dataset, embeddings=embeddings, model=model, every_origin=every_origin)
 
+    def nearest_to(self, vae: CrystalVAE, crystal: CrystalBatch, k: int) -> Neighbours:
+        """Return the `k` crystals nearest to a crystal, embedded as they are; `ConfigError` for other weights."""
+        if self.model != model_key(vae):
+            raise ConfigError("nearest: the index was made with other weights than this model's; build it again")
+        return self.nearest(embed(vae, crystal, every_origin=self.every_origin)[0], k)
+
     def nearest(self, embedding: Float[Tensor, "D"], k: int) -> Neighbours:
         """Return the `k` crystals nearest to an embedding; equal distances in the data set's order.
 
@@ -132,8 +138,8 @@ def _content_key(model: str, crystals: CrystalBatch, every_origin: bool) -> str:
 
 def _tensors(crystals: CrystalBatch) -> Iterator[Tensor]:
     yield from (crystals.atom_types, crystals.frac_coords, crystals.lattices, crystals.num_atoms)
-    for name in sorted(crystals.properties):  # an encoder may be told them
-        yield crystals.properties[name]
+    for name in sorted(crystals.conditions):  # an encoder may be told them
+        yield crystals.conditions[name]
 
 
 def _read(path: Path, count: int) -> Tensor | None:

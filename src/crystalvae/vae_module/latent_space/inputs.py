@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from crystalvae.data.augmentation import TrainingBatch
+from jaxtyping import Float
+from torch import Tensor
+
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.dataset import CrystalDataset
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,3 +71,11 @@ def to_crystal(name: str, structure: CrystalBatch | Batch | Structure | Atoms) -
     if len(crystals) != 1:
         raise ConfigError(f"{name}: got {len(crystals)} crystals; expected one")
     return crystals
+
+
+def property_values(crystals: CrystalBatch, name: str, *, key: str) -> Float[Tensor, "B"]:
+    """Return a property of crystals; `ConfigError` naming the config `key` and what there is, where it is unknown."""
+    if name not in crystals.properties:
+        known = ", ".join(sorted(crystals.properties)) or "none"
+        raise ConfigError(f"{key}: these crystals have no property {name!r}; they have {known}")
+    return crystals.properties[name].float().to("cpu")

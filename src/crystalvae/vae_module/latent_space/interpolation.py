@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crystalvae.checks import check_count
+from crystalvae.checks import check_choice, check_count
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError
-from crystalvae.vae_module.conditions.injection import PREFIX
 from crystalvae.vae_module.latent_space.alignment import align
 from crystalvae.vae_module.latent_space.latents import continuous_latents, decode_latents
-from crystalvae.vae_module.layers.transformer import check_choice
 from crystalvae.vae_module.vae import CrystalVAE
 
 Mode = Literal["linear", "slerp"]
@@ -65,7 +64,7 @@ def interpolate(
     fractions = [step / (steps - 1) for step in range(steps)]
     latents = torch.cat([between(first, last, fraction) for fraction in fractions])
     elements = [a.atom_types if fraction < 0.5 else other.atom_types for fraction in fractions]
-    template = _repeated(a, steps, atom_types=torch.cat(elements), properties=_shared_properties(a, b, steps))
+    template = _repeated(a, steps, atom_types=torch.cat(elements), like=(a, b))
     crystals = decode_latents(vae, latents, template)
     return _with_property(crystals, template, "fraction", fractions)
 
@@ -98,37 +97,38 @@ def traverse(
     offsets = torch.linspace(float(limits[0]), float(limits[1]), steps, device=latents.device)
     moved = latents.repeat(steps, 1, 1)
     moved[:, slice(None) if atom is None else slice(atom, atom + 1), dim] += offsets[:, None]
-    properties = {name: _expanded(value, steps) for name, value in crystal.properties.items()}
-    template = _repeated(crystal, steps, atom_types=crystal.atom_types.repeat(steps), properties=properties)
+    template = _repeated(crystal, steps, atom_types=crystal.atom_types.repeat(steps), like=(crystal, crystal))
     crystals = decode_latents(vae, moved.flatten(0, 1), template)
     return _with_property(crystals, template, "offset", offsets.tolist())
 
 
 def _repeated(
-    crystal: CrystalBatch, count: int, *, atom_types: Int[Tensor, "N"], properties: dict[str, Tensor]
+    crystal: CrystalBatch,
+    count: int,
+    *,
+    atom_types: Int[Tensor, "N"],
+    like: tuple[CrystalBatch, CrystalBatch],
 ) -> CrystalBatch:
+    """Return a crystal many times, with the properties and conditions that are the same for both of `like`."""
+    one, other = like
     return CrystalBatch(
         atom_types=atom_types,
         frac_coords=crystal.frac_coords.repeat(count, 1),
         lattices=crystal.lattices.repeat(count, 1, 1),
         num_atoms=crystal.num_atoms.repeat(count),
-        properties=properties,
+        properties=_shared(one.properties, other.properties, count),
+        conditions=_shared(one.conditions, other.conditions, count),
     )
 
 
-def _shared_properties(a: CrystalBatch, b: CrystalBatch, count: int) -> dict[str, Tensor]:
-    shared = a.properties.keys() & b.properties.keys()
+def _shared(one: Mapping[str, Tensor], other: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     return {
-        name: _expanded(a.properties[name], count)
-        for name in sorted(shared)
-        if torch.equal(a.properties[name], b.properties[name])
+        name: one[name].expand(count, *one[name].shape[1:])
+        for name in sorted(one.keys() & other.keys())
+        if one is other or torch.equal(one[name], other[name])
     }
 
 
-def _expanded(values: Tensor, count: int) -> Tensor:
-    return values.expand(count, *values.shape[1:])
-
-
 def _with_property(crystals: CrystalBatch, template: CrystalBatch, name: str, values: list[float]) -> CrystalBatch:
-    own = {key: value for key, value in template.properties.items() if not key.startswith(PREFIX)}
-    return crystals.replace(properties={**own, name: torch.tensor(values, device=crystals.device)})
+    own = torch.tensor(values, device=crystals.device)
+    return crystals.replace(properties={**template.properties, name: own})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,8 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crystalvae.checks import check_choice
+from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError, OutputError
-from crystalvae.vae_module.layers.transformer import check_choice
+from crystalvae.vae_module.latent_space.inputs import property_values
 
 Method = Literal["pca", "umap"]
 _TAILS = 2.0
@@ -33,6 +36,25 @@ def project(embeddings: Float[Tensor, "B D"], *, method: Method = "pca", seed: i
     spread = values.std(dim=0, correction=0)
     scaled = (values - values.mean(dim=0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
     return _pca(scaled) if method == "pca" else _umap(scaled.numpy(), seed)
+
+
+def latent_map(
+    embed: Callable[[CrystalBatch], Float[Tensor, "B D"]],
+    crystals: CrystalBatch,
+    path: Path | str,
+    *,
+    color: str | None = None,
+    method: Method = "pca",
+    seed: int = 0,
+) -> Float[Tensor, "B 2"]:
+    """Draw a map of what `embed` makes of crystals, coloured by the property `color`, and return its points.
+
+    Raises `ConfigError` for a property that the crystals do not have, listing those they have.
+    """
+    values = None if color is None else property_values(crystals, color, key="color")
+    points = project(embed(crystals), method=method, seed=seed)
+    draw_map(points, None if values is None else values.double().numpy(), path, label=color or "", method=method)
+    return torch.from_numpy(points)
 
 
 def _pca(scaled: Tensor) -> np.ndarray:

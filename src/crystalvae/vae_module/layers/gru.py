@@ -14,7 +14,8 @@ from crystalvae.checks import check_count, check_dropout
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.layers.attention import PaddingPlan
-from crystalvae.vae_module.layers.transformer import full_precision
+from crystalvae.vae_module.layers.modulation import AdaptiveLayerNorm
+from crystalvae.vae_module.layers.precision import full_precision
 
 
 class AtomGRU(nn.Module):
@@ -26,7 +27,9 @@ class AtomGRU(nn.Module):
     not permute the output.
     """
 
-    def __init__(self, *, part: str, d_model: int, num_layers: int, dropout: float) -> None:
+    def __init__(
+        self, *, part: str, d_model: int, num_layers: int, dropout: float, d_condition: int | None = None
+    ) -> None:
         super().__init__()
         check_count(f"{part}.num_layers", num_layers)
         check_dropout(f"{part}.dropout", dropout)
@@ -35,10 +38,12 @@ class AtomGRU(nn.Module):
         self.dropout = nn.Dropout(dropout)
         between = dropout if num_layers > 1 else 0.0
         self.gru = nn.GRU(d_model, d_model // 2, num_layers, batch_first=True, bidirectional=True, dropout=between)
-        self.norm = nn.LayerNorm(d_model)
+        self.norm = AdaptiveLayerNorm(d_model, d_condition=d_condition)
 
-    def forward(self, tokens: Float[Tensor, "N D"], crystals: CrystalBatch) -> Float[Tensor, "N D"]:
-        """Transform flat tokens."""
+    def forward(
+        self, tokens: Float[Tensor, "N D"], crystals: CrystalBatch, condition: Float[Tensor, "N C"] | None = None
+    ) -> Float[Tensor, "N D"]:
+        """Transform flat tokens; `condition` holds, for each atom, the vector of its crystal."""
         plan = PaddingPlan.of(crystals, packed=False)
         with full_precision(tokens), self._differentiable():
             tokens = tokens.float()
@@ -46,7 +51,7 @@ class AtomGRU(nn.Module):
             packed = pack_padded_sequence(plan.pad(self.dropout(tokens)), sizes, batch_first=True, enforce_sorted=False)
             hidden, _ = self.gru(packed)
             grid, _ = pad_packed_sequence(hidden, batch_first=True, total_length=plan.max_atoms)
-        return self.norm(tokens + plan.flatten(grid))
+        return self.norm(tokens + plan.flatten(grid), condition)
 
     @contextmanager
     def _differentiable(self) -> Iterator[None]:

@@ -9,23 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from crystalvae.checks import feedforward_width
-from crystalvae.data.batch import CrystalBatch
+from crystalvae.checks import check_choice, feedforward_width
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.layers.attention import PaddingPlan, attend
+from crystalvae.vae_module.layers.modulation import AdaptiveLayerNorm
 
 Activation = Literal["gelu", "gelu_tanh"]
-
-
-def check_choice(key: str, got: object, allowed: tuple[object, ...]) -> None:
-    """Raise `ConfigError` naming the key, what it got and what is allowed."""
-    if got not in allowed:
-        raise ConfigError(f"{key}: got {got!r}; expected one of {', '.join(map(repr, allowed))}")
-
-
-def full_precision(tensor: Tensor) -> torch.autocast:
-    """Return a context without autocast: what is read off or turned into geometry stays in float32 under bf16-mixed."""
-    return torch.autocast(tensor.device.type, enabled=False)
 
 
 class SelfAttention(nn.Module):
@@ -48,7 +37,10 @@ class SelfAttention(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention and a feed-forward network, each with a residual connection and a layer norm before or after."""
+    """Self-attention and a feed-forward network, each with a residual connection and a layer norm before or after.
+
+    With `d_condition` both norms are adaptive, and told vectors of that width.
+    """
 
     def __init__(
         self,
@@ -59,29 +51,33 @@ class TransformerLayer(nn.Module):
         dropout: float,
         norm_first: bool,
         activation: Activation,
+        d_condition: int | None = None,
     ) -> None:
         super().__init__()
         self.norm_first, self.approximate = norm_first, "tanh" if activation == "gelu_tanh" else "none"
         self.self_attn = SelfAttention(d_model=d_model, nhead=nhead, dropout=dropout)
         self.linear1 = nn.Linear(d_model, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, d_model)
-        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.norm1 = AdaptiveLayerNorm(d_model, d_condition=d_condition)
+        self.norm2 = AdaptiveLayerNorm(d_model, d_condition=d_condition)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Float[Tensor, "N D"], plan: PaddingPlan) -> Float[Tensor, "N D"]:
-        """Apply the layer to flat tokens."""
+    def forward(
+        self, tokens: Float[Tensor, "N D"], plan: PaddingPlan, condition: Float[Tensor, "N C"] | None = None
+    ) -> Float[Tensor, "N D"]:
+        """Apply the layer to flat tokens; `condition` holds, for each atom, the vector of its crystal."""
         if self.norm_first:
-            tokens = tokens + self.dropout(self.self_attn(self.norm1(tokens), plan))
-            return tokens + self.dropout(self._feed_forward(self.norm2(tokens)))
-        tokens = self.norm1(tokens + self.dropout(self.self_attn(tokens, plan)))
-        return self.norm2(tokens + self.dropout(self._feed_forward(tokens)))
+            tokens = tokens + self.dropout(self.self_attn(self.norm1(tokens, condition), plan))
+            return tokens + self.dropout(self._feed_forward(self.norm2(tokens, condition)))
+        tokens = self.norm1(tokens + self.dropout(self.self_attn(tokens, plan)), condition)
+        return self.norm2(tokens + self.dropout(self._feed_forward(tokens)), condition)
 
     def _feed_forward(self, tokens: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         return self.linear2(self.dropout(F.gelu(self.linear1(tokens), approximate=self.approximate)))
 
 
 class Transformer(nn.Module):
-    """A stack of `TransformerLayer`, with a final layer norm where the layers are pre-norm.
+    """A stack of `TransformerLayer`, with a final layer norm where the layers are pre-norm; `d_condition` as there.
 
     Parameter names are those of `torch.nn.TransformerEncoder`, as in the published checkpoints.
     """
@@ -96,6 +92,7 @@ class Transformer(nn.Module):
         dropout: float,
         norm_first: bool,
         activation: Activation,
+        d_condition: int | None = None,
     ) -> None:
         super().__init__()
         check_choice("activation", activation, get_args(Activation))
@@ -113,16 +110,19 @@ class Transformer(nn.Module):
                 dropout=dropout,
                 norm_first=norm_first,
                 activation=activation,
+                d_condition=d_condition,
             )
             for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(d_model) if norm_first else nn.Identity()
+        self.norm = AdaptiveLayerNorm(d_model, d_condition=d_condition) if norm_first else None
 
-    def forward(self, tokens: Float[Tensor, "N D"], plan: PaddingPlan) -> Float[Tensor, "N D"]:
+    def forward(
+        self, tokens: Float[Tensor, "N D"], plan: PaddingPlan, condition: Float[Tensor, "N C"] | None = None
+    ) -> Float[Tensor, "N D"]:
         """Transform flat tokens; atoms only see atoms of their own crystal."""
         for layer in self.layers:
-            tokens = layer(tokens, plan)
-        return self.norm(tokens)
+            tokens = layer(tokens, plan, condition)
+        return tokens if self.norm is None else self.norm(tokens, condition)
 
 
 def sinusoidal_positions(token_idx: Int[Tensor, "N"], d_model: int) -> Float[Tensor, "N D"]:
@@ -130,9 +130,3 @@ def sinusoidal_positions(token_idx: Int[Tensor, "N"], d_model: int) -> Float[Ten
     k = torch.arange(d_model // 2, device=token_idx.device, dtype=torch.float32)
     phase = token_idx[:, None] * torch.pi / 2048 ** (2 * k / d_model)
     return torch.cat((phase.sin(), phase.cos()), dim=-1)
-
-
-def mean_over_atoms(tokens: Float[Tensor, "N D"], crystals: CrystalBatch) -> Float[Tensor, "B D"]:
-    """Average the tokens of each crystal."""
-    total = tokens.new_zeros(crystals.num_graphs, tokens.shape[-1]).index_add(0, crystals.batch, tokens)
-    return total / crystals.num_atoms[:, None].to(tokens.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import Tensor
 
-from crystalvae.data.augmentation import TrainingBatch
+from crystalvae.data.training_batch import TrainingBatch
 
 
 def batch_mean(share: Tensor, batch: TrainingBatch) -> Tensor:

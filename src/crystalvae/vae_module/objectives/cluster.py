@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crystalvae.data.augmentation import TrainingBatch
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.vae_module.objectives.batch_mean import batch_mean
 
 

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crystalvae.checks import check_count, check_number
-from crystalvae.data.augmentation import TrainingBatch
+from crystalvae.checks import check_choice, check_count, check_number
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.decoders.heads import DecodedCrystals
-from crystalvae.vae_module.layers.transformer import check_choice, mean_over_atoms
+from crystalvae.vae_module.layers.pooling import mean_over_atoms
 from crystalvae.vae_module.objectives.cluster import cluster_loss
 from crystalvae.vae_module.objectives.kl_schedules import NoSchedule
 from crystalvae.vae_module.objectives.reconstruction import (

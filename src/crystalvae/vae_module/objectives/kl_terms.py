@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crystalvae.checks import check_count, check_number
-from crystalvae.data.augmentation import TrainingBatch
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.vae_module.objectives.batch_mean import batch_mean
 from crystalvae.vae_module.objectives.elbo import ELBO
 

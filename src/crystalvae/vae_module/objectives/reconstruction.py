@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from crystalvae.data.augmentation import TrainingBatch
+from crystalvae.checks import check_choice
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.lattice import periodic_difference
+from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.decoders.heads import DecodedCrystals
-from crystalvae.vae_module.layers.transformer import check_choice
 
 CoordLoss = Literal["periodic", "mse"]
 ElementLoss = Literal["cross_entropy", "bce"]

@@ -1,0 +1,144 @@
+"""From a request to crystals: what they are asked to be, atom counts and elements, latents, crystals.
+
+`VAEModule.sample` takes atom counts; here they may also follow from a composition or the training set.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+
+from crystalvae.checks import check_count
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.composition import parse_composition
+from crystalvae.errors import ConfigError
+from crystalvae.vae_module.atom_counts import draw_atom_counts, seen_atom_counts
+from crystalvae.vae_module.draw_crystals import Spread, one_by_one
+from crystalvae.vae_module.latent_source import DrawOptions, LearnedPrior
+from crystalvae.vae_module.vae_module import VAEModule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest(DrawOptions):
+    """Which crystals to sample, from any model: `number` of them, and what they are asked to be (`DrawOptions`).
+
+    `num_atoms` per cell: one number, a list with one for each crystal, or None: drawn from those of the training set.
+    For models that predict structures, `composition` is a formula; cells hold `formula_units` of it, or, where that is
+    None, one after the other all numbers of them that fit the sizes seen in training. `batch_size` crystals are drawn
+    at once, with random numbers that follow from `seed`.
+
+    Raises `ConfigError` naming what cannot be, whatever the model.
+    """
+
+    number: int
+    num_atoms: int | Sequence[int] | None = None
+    composition: str | None = None
+    formula_units: int | None = None
+    batch_size: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("num_samples", self.number)
+        check_count("batch_size", self.batch_size)
+        check_count("seed", self.seed, at_least=0)
+        counts = self.num_atoms
+        if counts is not None and not isinstance(counts, int) and len(counts) != self.number:
+            raise ConfigError(
+                f"num_atoms: got {len(counts)} numbers for num_samples={self.number}; expected one each, or one number"
+            )
+        for count in [counts] if isinstance(counts, int) else counts or ():
+            check_count("num_atoms", count)
+        if self.formula_units is not None:
+            check_count("formula_units", self.formula_units)
+            if self.composition is None:
+                raise ConfigError("formula_units: only has a meaning together with composition=")
+        if self.composition is not None and self.num_atoms is not None:
+            raise ConfigError(
+                "num_atoms and composition exclude each other: say the size of the cell with formula_units="
+            )
+        if self.composition is not None and self.chemical_system is not None:
+            raise ConfigError("chemical_system and composition exclude each other: a composition says all elements")
+
+
+def sample(
+    module: VAEModule,
+    request: SampleRequest,
+    *,
+    template: CrystalBatch | None = None,
+    generator: torch.Generator | None = None,
+    spread: Spread = one_by_one,
+) -> CrystalBatch:
+    """Sample the crystals of a request, on the model's device, in the order of the template.
+
+    `template` are crystals of which only what is asked for is known (None: `request_template`); `generator` the random
+    numbers (None: those of the request's seed, on the CPU). `spread` does the batches, here or in several processes.
+    """
+    if generator is None:
+        generator = torch.Generator().manual_seed(request.seed)
+    if template is None:
+        template = request_template(module, request, generator=generator)
+    return module.draw(template, request, generator=generator, batch_size=request.batch_size, spread=spread)
+
+
+def request_template(module: VAEModule, request: SampleRequest, *, generator: torch.Generator) -> CrystalBatch:
+    """Return crystals of which only what is asked for is known: atom counts, elements, conditions.
+
+    Raises `ConfigError` for what cannot be asked of this model.
+    """
+    module.source.check(request)
+    return module.asked(_atoms(module, request, generator), request.conditions)
+
+
+def proposes_elements(module: VAEModule) -> bool:
+    """Say whether the model draws elements itself, so that none have to be given."""
+    learned = module.prior is not None and cast("LearnedPrior", module.prior).proposes_elements
+    return module.atom_type_predict or learned
+
+
+def _atoms(module: VAEModule, request: SampleRequest, generator: torch.Generator) -> CrystalBatch:
+    if request.composition is not None:
+        return _composition_template(module, request, request.composition)
+    if not proposes_elements(module):
+        raise ConfigError("this checkpoint predicts structures for given elements: say which, composition=LiFePO4")
+    if request.num_atoms is None:
+        needed = module.elements_needed(request)
+        counts = draw_atom_counts(module.statistics, request.number, generator=generator, elements=needed)
+        return CrystalBatch.empty(counts)
+    given = request.num_atoms
+    sizes = [given] * request.number if isinstance(given, int) else list(given)
+    _warn_unseen(set(sizes), seen_atom_counts(module.statistics))
+    return CrystalBatch.empty(sizes)
+
+
+def _composition_template(module: VAEModule, request: SampleRequest, formula: str) -> CrystalBatch:
+    if module.atom_type_predict:
+        raise ConfigError(
+            f"composition={formula}: this checkpoint predicts the elements itself and cannot be told them; train one "
+            "for structure prediction (experiment=mp_20/vae_csp) and use that"
+        )
+    unit, seen = parse_composition(formula), seen_atom_counts(module.statistics)
+    if request.formula_units is not None:
+        sizes = [request.formula_units]
+        _warn_unseen({sizes[0] * len(unit)}, seen)
+    else:
+        sizes = list(range(1, max(seen, default=0) // len(unit) + 1)) or [1]
+        _warn_unseen({size * len(unit) for size in sizes} if sizes == [1] else set(), seen)
+    chosen = [sizes[index % len(sizes)] for index in range(request.number)]
+    atoms = [number for size in chosen for number in sorted(unit * size)]
+    return CrystalBatch.empty([size * len(unit) for size in chosen]).replace(atom_types=torch.tensor(atoms))
+
+
+def _warn_unseen(sizes: set[int], seen: dict[int, int]) -> None:
+    unknown = sorted(sizes - set(seen)) if seen else []
+    if unknown:
+        log.warning(
+            "the model never saw crystals of %s atoms in training (it saw %d to %d): expect less of these",
+            ", ".join(map(str, unknown[:10])), min(seen), max(seen),
+        )  # fmt: skip

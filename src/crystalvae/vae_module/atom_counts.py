@@ -1,0 +1,45 @@
+"""How many atoms new crystals are to have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from crystalvae.errors import ConfigError
+
+
+def seen_atom_counts(statistics: Mapping[str, Any]) -> dict[int, int]:
+    """Return how many crystals of each atom count the training set had; nothing where a checkpoint does not know."""
+    return {int(size): int(crystals) for size, crystals in statistics.get("num_atoms", {}).items()}
+
+
+def draw_atom_counts(
+    statistics: Mapping[str, Any], count: int, *, generator: torch.Generator | None, elements: int = 0
+) -> Int[Tensor, "B"]:
+    """Draw atom counts from the training set's that have room for `elements` different elements.
+
+    Raises `ConfigError` where a checkpoint's `statistics` do not tell them, or none has room.
+    """
+    seen = seen_atom_counts(statistics)
+    if not seen:
+        raise ConfigError(
+            "this checkpoint does not know how many atoms crystals have: say it with num_atoms= (in Python: give "
+            "CrystalBatch.empty([…]))"
+        )
+    large_enough = {size: crystals for size, crystals in seen.items() if size >= elements}
+    if not large_enough:
+        raise ConfigError(f"{elements} elements, but the model saw {max(seen)} atoms at most: say num_atoms=")
+    sizes, weights = zip(*sorted(large_enough.items()), strict=True)
+    drawn = torch.multinomial(torch.tensor(weights).double(), count, replacement=True, generator=_on_cpu(generator))
+    return torch.tensor(sizes)[drawn]
+
+
+def _on_cpu(generator: torch.Generator | None) -> torch.Generator | None:
+    if generator is None or generator.device.type == "cpu":
+        return generator
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    return torch.Generator().manual_seed(int(seed))
