@@ -19,7 +19,6 @@ from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.datamodule import CrystalDataModule
 from crystalvae.data.dataset import CrystalDataset, SkippedRow
 from crystalvae.data.dataset_file import StoredIds, cached, load_dataset, save_dataset, write_parts
-from crystalvae.data.readers import content_key
 from crystalvae.data.sources import PrototypeSource
 from crystalvae.errors import ConfigError, DataError
 from tests.samples import assert_same_crystals, random_crystals
@@ -129,20 +128,6 @@ dataset_file.cached(Path(sys.argv[1]), lambda: dataset_file.CrystalDataset(rando
     assert partial.suffix == ".tmp"
     assert list(cached(path, some_crystals).ids) == ["mp-1", "mp-2", "ü", "4"]
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_key_follows_content_options_and_order_but_not_time_or_folder(tmp_path: Path) -> None:
-    (tmp_path / "copy").mkdir()
-    first, second, copy = tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "copy" / "a.csv"
-    for path in (first, second, copy):
-        path.write_bytes(b"cif\nx\n")
-    key = content_key([first], max_atoms=20)
-    os.utime(first, (0, 0))
-    assert key == content_key([copy], max_atoms=20)
-    others = [content_key([first], max_atoms=19), content_key([second], max_atoms=20)]
-    first.write_bytes(b"cif\ny\n")
-    others.append(content_key([first], max_atoms=20))
-    assert len({key, *others}) == 4
 
 
 def test_forty_thousand_crystals_come_from_the_cache_in_under_a_second(tmp_path: Path) -> None:

@@ -29,12 +29,9 @@ __all__ = ["CrystalBatch", "DiagonalGaussianDistribution", "LatentPrior", "VAEMo
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+        from crystalvae.files import package_version
 
-        try:
-            return version("crystalvae")
-        except PackageNotFoundError:  # a checkout that is not installed
-            return "0+unknown"
+        return package_version("crystalvae") or "0+unknown"  # a checkout that is not installed
     if name not in _HOMES:
         raise AttributeError(f"module 'crystalvae' has no attribute {name!r}")
     return getattr(import_module(f"crystalvae.{_HOMES[name]}"), name)

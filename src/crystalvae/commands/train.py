@@ -26,6 +26,7 @@ from crystalvae.commands import arguments
 from crystalvae.commands.cli import is_main_process
 from crystalvae.commands.precision import choose_precision
 from crystalvae.errors import CheckpointError, ConfigError, OutputError
+from crystalvae.files import write_text
 from crystalvae.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK
 from crystalvae.vae_module.conditions.injection import matching_names
 from crystalvae.vae_module.layers.transformer import TransformerLayer
@@ -227,13 +228,6 @@ def _end_run(output_dir: Path, trainer: L.Trainer, *, status: str, seconds: floa
         "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
     }
     write_text(path, json.dumps(description, indent=2))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _farewell(output_dir: Path, trainer: L.Trainer, status: str, kind: str) -> str:

@@ -7,7 +7,6 @@ have nearly the same numbers.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import warnings
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from crystalvae.data.batch import MAX_ATOMIC_NUMBER, CrystalBatch
 from crystalvae.data.cif import CrystalError, RawCrystal, check_coordinates, check_lattice, niggli_reduce
-from crystalvae.data.dataset import CrystalDataset
+from crystalvae.data.dataset import CrystalDataset, crystals_key
 from crystalvae.data.dataset_file import cached
 from crystalvae.data.lattice import lattice_from_parameters, lattice_to_parameters
 from crystalvae.data.sources import Source, Split, cache_root
@@ -193,19 +192,10 @@ class CanonicalSource:
     def load(self, split: Split) -> CrystalDataset:
         """Return a split; the ids are the source's."""
         dataset = self.source.load(split)
-        key = _content_key(dataset.crystals, f"{self.symprec} {_VERSION} {moyopy.__version__}")
+        key = crystals_key(dataset.crystals, f"{self.symprec} {_VERSION} {moyopy.__version__}")
 
         def build() -> CrystalDataset:
             crystals = canonical(dataset.crystals, symprec=self.symprec, progress=True)
             return CrystalDataset(crystals, dataset.ids, dataset.skipped)
 
         return cached(self.cache / self.name / f"{split}-canonical-{key}.safetensors", build)
-
-
-def _content_key(crystals: CrystalBatch, settings: str) -> str:
-    digest = hashlib.sha256(settings.encode())
-    tensors = (crystals.atom_types, crystals.frac_coords, crystals.lattices, crystals.num_atoms)
-    for name, values in (*enumerate(tensors), *sorted(crystals.properties.items())):
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

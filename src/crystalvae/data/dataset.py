@@ -15,6 +15,7 @@ from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.cif import CrystalError, RawCrystal, check_crystal, niggli_reduce
 from crystalvae.data.lattice import lattice_from_parameters, lattice_to_parameters, wrap
 from crystalvae.errors import DataError
+from crystalvae.files import arrays_key
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,13 @@ class CrystalDataset:
         properties = {name: values.clone() for name, values in crystals.properties.items()}
         copies = {name: getattr(crystals, name).clone() for name in FIELDS}
         return replace(self, crystals=CrystalBatch(**copies, properties=properties), ids=list(self.ids))
+
+
+def crystals_key(crystals: CrystalBatch, settings: str) -> str:
+    """Return a short key for crystals with their properties, and the settings of what is made of them."""
+    host = crystals.detach().to("cpu")
+    tensors = [(name, getattr(host, name)) for name in FIELDS] + sorted(host.properties.items())
+    return arrays_key(((name, values.numpy()) for name, values in tensors), settings=settings)
 
 
 def assemble(

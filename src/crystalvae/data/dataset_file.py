@@ -21,7 +21,7 @@ from torch import Tensor
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.dataset import FIELDS, CrystalDataset, SkippedRow
 from crystalvae.errors import DataError
-from crystalvae.output_dir import process_alive
+from crystalvae.files import remove_stale_partials, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +65,8 @@ class StoredIds(Sequence[str]):
 
 def save_dataset(dataset: CrystalDataset, path: Path) -> None:
     """Write a dataset under a temporary name and rename it, so that a reader sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    try:
+    with whole_file(path) as partial:
         save_file(_tensors(dataset) | {"skipped": _to_bytes(dataset.skipped)}, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_parts(parts: Iterable[CrystalDataset], path: Path) -> int:
@@ -139,14 +134,6 @@ def cached(path: Path, build: Callable[[], CrystalDataset]) -> CrystalDataset:
     except OSError as error:
         log.warning("could not keep the dataset cache at %s (%s); it will be built again next time", path, error)
     return dataset
-
-
-def remove_stale_partials(path: Path) -> None:
-    """Delete what killed runs left beside `path` under a temporary name."""
-    for partial in path.parent.glob(f".{path.name}.*.tmp"):
-        pid = partial.name.removesuffix(".tmp").rpartition(".")[2]
-        if pid.isdigit() and not process_alive(int(pid)):
-            partial.unlink(missing_ok=True)
 
 
 # ---- parts of a file -------------------------------------------------------------------------------------------------

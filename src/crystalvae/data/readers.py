@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import re
@@ -225,13 +224,3 @@ def _ase_row(path: Path, number: int, atoms: Atoms) -> Row:
         return RawCrystal(atoms.numbers, atoms.get_scaled_positions(wrap=False), np.asarray(atoms.cell))
 
     return str(number), crystal_id, read, properties
-
-
-def content_key(paths: list[Path], **options: object) -> str:
-    """Return a short key for the content of files and the options they are read with."""
-    digest = hashlib.sha256(repr(sorted(options.items())).encode())
-    for path in paths:
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]

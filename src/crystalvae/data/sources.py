@@ -12,8 +12,9 @@ import torch
 
 from crystalvae.data.dataset import READER_VERSION, CrystalDataset
 from crystalvae.data.dataset_file import cached, load_dataset
-from crystalvae.data.readers import TABLE_SUFFIXES, content_key, read_ase, read_cif_folder, read_table
+from crystalvae.data.readers import TABLE_SUFFIXES, read_ase, read_cif_folder, read_table
 from crystalvae.errors import ConfigError, DataError
+from crystalvae.files import files_key
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class TableSource:
         if not path.is_file():
             raise DataError(f"{self.name}, split {split}: no such file {path}")
         options = {"max_atoms": self.max_atoms, "strict": self.strict, "reader": READER_VERSION}
-        target = self.cache / self.name / f"{split}-{content_key([path], **options)}.safetensors"
+        target = self.cache / self.name / f"{split}-{files_key([path], **options)}.safetensors"
         return cached(target, lambda: _read_logged(path, self.max_atoms, self.strict))
 
 
@@ -159,7 +160,7 @@ class FileSource:
         if not self.source.exists():
             raise DataError(f"data.source.path: no such file or folder {self.source}")
         files = sorted(self.source.glob("*.cif")) if self.source.is_dir() else [self.source]
-        key = content_key(files, max_atoms=self.max_atoms, strict=self.strict, reader=READER_VERSION)
+        key = files_key(files, max_atoms=self.max_atoms, strict=self.strict, reader=READER_VERSION)
         everything = cached(self.cache / self.name / f"all-{key}.safetensors", self._read)
         order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(self.seed)).tolist()
         first, counts = 0, {name: round(share * len(order)) for name, share in self.fractions.items()}

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +18,7 @@ from crystalvae.errors import OutputError
 from crystalvae.evaluation.inputs import CrystalSet
 from crystalvae.evaluation.metric import Metric, Section
 from crystalvae.evaluation.speed import describe_machine
+from crystalvae.files import installed_versions, write_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -130,29 +129,11 @@ class EvaluationReport:
 
 def write_json(content: Mapping[str, object], path: Path) -> Path:
     """Write JSON, whole or not at all, and return the path; `OutputError` where it cannot be written."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}. Give another output_dir") from error
-    finally:
-        if partial.exists():
-            partial.unlink()
     return path
-
-
-def installed_versions(packages: Sequence[str]) -> dict[str, str]:
-    """Return the versions of those packages that are installed."""
-    found: dict[str, str] = {}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def plain_data(value: object) -> object:

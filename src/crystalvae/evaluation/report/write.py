@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from crystalvae.evaluation.report.periodic_table import element_plot
 from crystalvae.evaluation.report.published import published_numbers
 from crystalvae.evaluation.report.scene import BOND
 from crystalvae.evaluation.report.style import Plot, plotting
+from crystalvae.files import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -93,7 +93,8 @@ def write_html_report(
         html = _render(
             report, plots, groups, archives, ranked_by=GENERATION_ORDER if targets is None else RECONSTRUCTION_ORDER
         )
-        return _write_whole(folder / "report.html", html)
+        write_text(folder / "report.html", html)
+        return folder / "report.html"
     except OSError as error:
         if isinstance(error, OutputError):
             raise
@@ -221,13 +222,3 @@ def _environment() -> Environment:
 
 def _asset(name: str) -> str:
     return (page.ASSETS / name).read_text(encoding="utf-8")
-
-
-def _write_whole(path: Path, text: str) -> Path:
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
