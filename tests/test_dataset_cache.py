@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def some_crystals() -> CrystalDataset:
-    return CrystalDataset(random_crystals(), ["mp-1", "mp-2", "ü", "4"], [SkippedRow("5", "mp-5", "no atoms")])
+    return CrystalDataset(random_crystals(), ["mp-1", "mp-2", "ü", "4"], [SkippedRow(4, "mp-5", "no atoms")])
 
 
 def never() -> CrystalDataset:
@@ -171,9 +171,9 @@ def test_stored_ids_are_a_sequence(tmp_path: Path) -> None:
 
 def test_parts_written_one_by_one_are_the_same_file_as_all_at_once(tmp_path: Path) -> None:
     parts = [
-        CrystalDataset(random_crystals((3, 1), seed=1), ["a", "bc"], [SkippedRow("3", "x", "bad")]),
+        CrystalDataset(random_crystals((3, 1), seed=1), ["a", "bc"], [SkippedRow(2, "x", "bad")]),
         CrystalDataset(random_crystals((2,), seed=2), ["ü"]),
-        CrystalDataset(random_crystals((5, 4), seed=3), ["", "e"], [SkippedRow("9", "y", "worse")]),
+        CrystalDataset(random_crystals((5, 4), seed=3), ["", "e"], [SkippedRow(8, "y", "worse")]),
     ]
     assert write_parts(iter(parts), tmp_path / "deep" / "set.safetensors") == 5
     after = load_dataset(tmp_path / "deep" / "set.safetensors")

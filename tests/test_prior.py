@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from crystalvae.data.augmentation import TrainingBatch
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.data.canonical import CRYSTAL_SYSTEMS, element_order
+from crystalvae.data.canonical import element_order
+from crystalvae.data.symmetry import CRYSTAL_SYSTEMS
 from crystalvae.errors import ConfigError
 from crystalvae.prior_module.denoiser import Denoiser
 from crystalvae.prior_module.flow import SamplerOptions, interpolate, logit_normal, preconditioning, solve

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crystalvae.data.batch import CrystalBatch
+    from crystalvae.data.readers import read_crystals
     from crystalvae.prior_module.latent_prior import LatentPrior
     from crystalvae.vae_module.distribution import DiagonalGaussianDistribution
     from crystalvae.vae_module.vae_module import VAEModule
@@ -21,10 +22,11 @@ _HOMES = {
     "DiagonalGaussianDistribution": "vae_module.distribution",
     "LatentPrior": "prior_module.latent_prior",
     "VAEModule": "vae_module.vae_module",
+    "read_crystals": "data.readers",
 }
 """Public names, and the module each stands in."""
 
-__all__ = ["CrystalBatch", "DiagonalGaussianDistribution", "LatentPrior", "VAEModule", "__version__"]
+__all__ = ["CrystalBatch", "DiagonalGaussianDistribution", "LatentPrior", "VAEModule", "__version__", "read_crystals"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,23 +18,38 @@ _under_way: set[Path] = set()
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` to write to; at the end of the block the file takes its own name.
+def partial_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`, in a folder that exists then; a file of that name is deleted at the end.
 
-    It does so in one rename, once its content is on the disk, so that readers see the old file or all of the new one.
-    If the block raises, nothing changes and nothing is left. The folder is made where it is missing.
+    What a killed process leaves is known by its name, see `remove_stale_partials`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
     _under_way.add(partial)
     try:
         yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
         _under_way.discard(partial)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path` to write to; at the end of the block the file takes its own name.
+
+    It does so in one rename, once its content is on the disk, so that readers see the old file or all of the new one.
+    If the block raises, nothing changes and nothing is left. The folder is made where it is missing.
+    """
+    with partial_file(path) as partial:
+        yield partial
+        put_in_place(partial, path)
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Give a complete file its name, once its content is on the disk."""
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:

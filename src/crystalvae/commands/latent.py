@@ -18,7 +18,8 @@ from crystalvae.commands import arguments
 from crystalvae.commands.inputs import Inputs
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.dataset import CrystalDataset
-from crystalvae.data.sources import SPLITS, cache_root, read_anything
+from crystalvae.data.readers import read_crystals
+from crystalvae.data.sources import SPLITS, cache_root
 from crystalvae.errors import ConfigError
 from crystalvae.evaluation.validity.structure import describe
 from crystalvae.output_dir import check_output_dir
@@ -69,7 +70,9 @@ class Request:
         config = self.config
         if config.input is not None:
             given = [config.input] if isinstance(config.input, str) else list(config.input)
-            chosen = _joined([read_anything(arguments.path("input", entry)) for entry in given])
+            chosen = _joined(
+                [read_crystals(arguments.path("input", entry), niggli=True, unique_ids=True) for entry in given]
+            )
         else:
             chosen = self.split("split", config.split)
         if config.ids is not None:

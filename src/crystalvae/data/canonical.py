@@ -31,8 +31,6 @@ from crystalvae.errors import ConfigError
 
 SYMPREC = 0.1
 """Tolerance in Å of the symmetry search, the Materials Project's own."""
-CRYSTAL_SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
-_FIRST_SPACE_GROUPS = (1, 3, 16, 75, 143, 168, 195)
 _SAME_COORDINATE = 5e-3
 _BIN, _OFFSET = 2 * _SAME_COORDINATE, 0.37
 """Coordinates are compared in bins of this width, whose edges no fraction k/n with small n is close to."""
@@ -57,13 +55,6 @@ def element_order() -> Int[Tensor, "E"]:
     rank = np.empty(len(values), dtype=np.int64)
     rank[np.lexsort((np.arange(len(values)), values))] = np.arange(len(values))
     return torch.from_numpy(rank)
-
-
-def crystal_system(space_groups: Float[Tensor, "B"] | Int[Tensor, "B"]) -> Int[Tensor, "B"]:
-    """Return the number in `CRYSTAL_SYSTEMS` of each space group 1..230, and -1 for what is not one (NaN too)."""
-    numbers = torch.nan_to_num(space_groups.float(), nan=0.0).long()
-    system = torch.searchsorted(torch.tensor(_FIRST_SPACE_GROUPS, device=numbers.device), numbers, right=True) - 1
-    return torch.where((numbers >= 1) & (numbers <= 230), system, torch.full_like(system, -1))
 
 
 def canonical(crystals: CrystalBatch, *, symprec: float = SYMPREC, progress: bool = False) -> CrystalBatch:

@@ -13,16 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.symmetry import CRYSTAL_SYSTEMS, crystal_system
 from crystalvae.data.writers import SAFE_ID, default_ids
 from crystalvae.errors import ConfigError
 from crystalvae.evaluation.metric import Metric, Section
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.symmetry.space_groups import (
-    CRYSTAL_SYSTEMS,
     REFINED_TOLERANCE,
     Library,
     check_library,
-    crystal_system,
     library_version,
     space_group_symbol,
     space_groups,
