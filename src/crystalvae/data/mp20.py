@@ -176,6 +176,7 @@ def _append(session: requests.Session, url: str, part: Path, progress: Progress,
                 if file.tell() + len(block) > _MAX_BYTES:
                     raise _NoAnswerError(f"{url} sends far more than MP-20 holds")
                 file.write(block)
+                file.flush()  # what has come stays, also where this process is killed
                 progress.advance(task, len(block))
 
 
