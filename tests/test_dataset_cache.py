@@ -116,7 +116,7 @@ dataset_file.save_file = stall
 dataset_file.cached(Path(sys.argv[1]), lambda: dataset_file.CrystalDataset(random_crystals(), ["a", "b", "c", "d"]))
 """
     path = tmp_path / "set.safetensors"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'src'}", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(path)], env=environment, stdout=subprocess.PIPE, text=True
     )

@@ -235,7 +235,7 @@ def four_blocks(response, size):
 requests.Response.iter_content = four_blocks
 download.fetch_mp20(Path(sys.argv[1]), ["val"])
 """
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'src'}", "OMP_NUM_THREADS": "1"}
     died = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True, timeout=60, check=False
     )
