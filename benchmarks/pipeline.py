@@ -29,7 +29,7 @@ from benchmarks.reference import parse_cif  # noqa: E402
 from benchmarks.training import LATENT_DIM, Row, as_table, load_crystals, make_module  # noqa: E402
 from crystalvae.data.batch import CrystalBatch  # noqa: E402
 from crystalvae.data.datamodule import CrystalDataModule  # noqa: E402
-from crystalvae.data.readers import read_table  # noqa: E402
+from crystalvae.data.readers import read_crystals  # noqa: E402
 from crystalvae.data.sources import MP20  # noqa: E402
 from crystalvae.data.writers import write_crystals  # noqa: E402
 from crystalvae.evaluation.matching.pairs import match_pairs  # noqa: E402
@@ -73,8 +73,8 @@ def read(options: argparse.Namespace) -> Row:
         table = Path(folder) / "val.csv"
         with table.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows(lines)
-        read_table(table, max_atoms=20)  # imports, caches of the libraries
-        wall, cpu, _ = once(lambda: read_table(table, max_atoms=20))
+        read_crystals(table, max_atoms=20, niggli=True, unique_ids=True)  # imports, caches of the libraries
+        wall, cpu, _ = once(lambda: read_crystals(table, max_atoms=20, niggli=True, unique_ids=True))
         size = table.stat().st_size
     texts = [row[lines[0].index("cif")] for row in lines[1 : options.plain + 1]]
     parse_cif(texts[0])

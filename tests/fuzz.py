@@ -155,9 +155,9 @@ def load_crystals(path: Path, untouched: set[str]) -> str:
     """Read crystals; check that those that come back are sound and that none of the untouched is missing."""
     import torch
 
-    from crystalvae.data.sources import read_anything
+    from crystalvae.data.readers import read_crystals
 
-    dataset = read_anything(path, max_atoms=1000)
+    dataset = read_crystals(path, max_atoms=1000, niggli=True, unique_ids=True)
     crystals = dataset.crystals
     assert len(set(dataset.ids)) == len(dataset.ids) == len(crystals) > 0 or path.suffix == ".safetensors"
     if path.suffix != ".safetensors":  # a cache is our own file, behind a key
@@ -167,7 +167,7 @@ def load_crystals(path: Path, untouched: set[str]) -> str:
         assert bool((crystals.volumes > 0).all()), "flat cells"
     missing = untouched - set(dataset.ids)
     # A damaged row may take the id of another one, which is then reported as a duplicate.
-    missing -= {entry.crystal_id for entry in dataset.skipped if entry.reason == "duplicate id"}
+    missing -= {entry.id for entry in dataset.skipped if entry.reason == "duplicate id"}
     assert not missing, f"intact rows are missing: {sorted(missing)}"
     return "partly" if dataset.skipped else "loaded"
 

@@ -7,8 +7,9 @@ import math
 import torch
 
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.dataset import SkippedRow
 from crystalvae.evaluation.evaluation_report import EvaluationReport
-from crystalvae.evaluation.inputs import CrystalSet, Unreadable
+from crystalvae.evaluation.inputs import CrystalSet
 from crystalvae.evaluation.metric import Metric, Section
 from tests.samples import random_crystals, rock_salt_and_friends
 
@@ -35,7 +36,7 @@ def generation_report() -> EvaluationReport:
     return EvaluationReport(
         kind="generation",
         generated=CrystalSet(
-            "samples", crystals, ids, list(range(6)), [Unreadable(6, "bad.cif", "no atom sites")]
+            "samples", crystals, ids, list(range(6)), [SkippedRow(6, "bad.cif", "no atom sites")]
         ),
         reference=CrystalSet.of("prototypes/val", reference),
         command="evaluate.py generated=samples seed=0",

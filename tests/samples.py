@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.data.lattice import lattice_from_parameters, random_rotations
+from crystalvae.data.lattice import (
+    image_range,
+    lattice_from_parameters,
+    minimum_image_distances,
+    random_rotations,
+)
 from crystalvae.prior_module.latent_prior import LatentPrior
 from crystalvae.vae_module import VAEModule
 
@@ -32,6 +38,19 @@ def random_crystals(sizes: tuple[int, ...] = SIZES, *, seed: int = 0, rotated: b
         num_atoms=counts,
         properties={"energy": torch.randn(graphs, generator=generator)},
     )
+
+
+def shortest_distance(lattice: Tensor, frac_coords: Tensor) -> float:
+    """The shortest distance in Å between any two atoms of one crystal, images of an atom included: slow and simple."""
+    if abs(float(torch.linalg.det(lattice.double()))) < 1e-9:
+        return 0.0
+    counts = image_range(lattice, float(torch.linalg.vector_norm(lattice, dim=-1).min()))
+    images = torch.cartesian_prod(*[torch.arange(-count, count + 1, dtype=torch.float64) for count in counts])
+    own = float((images[(images != 0).any(dim=-1)] @ lattice.double()).norm(dim=-1).min())
+    if len(frac_coords) < 2:
+        return own
+    distances = minimum_image_distances(lattice, frac_coords, frac_coords)
+    return min(own, float(distances[~torch.eye(len(distances), dtype=torch.bool)].min()))
 
 
 def rock_salt_and_friends() -> list[Any]:

@@ -15,8 +15,9 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Composition, Element, Lattice, Structure
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.data.canonical import CRYSTAL_SYSTEMS, CanonicalSource, canonical, crystal_system, element_order
+from crystalvae.data.canonical import CanonicalSource, canonical, element_order
 from crystalvae.data.dataset import CrystalDataset
+from crystalvae.data.symmetry import CRYSTAL_SYSTEMS, crystal_system_indices
 from crystalvae.errors import ConfigError
 from tests.samples import assert_same_crystals, random_crystals, rock_salt_and_friends
 
@@ -275,13 +276,15 @@ def test_crystal_systems_are_those_of_pymatgen():
     named = SpaceGroup.crystal_system.fget
     expected = [named(SimpleNamespace(int_number=number)) for number in range(1, 231)]
     assert SpaceGroup.from_int_number(148).crystal_system == expected[147] == "trigonal"
-    found = crystal_system(torch.arange(1, 231))
+    found = crystal_system_indices(torch.arange(1, 231))
     assert [CRYSTAL_SYSTEMS[index] for index in found.tolist()] == expected
-    assert torch.equal(crystal_system(torch.arange(1, 231).float()), found)
+    assert torch.equal(crystal_system_indices(torch.arange(1, 231).float()), found)
 
 
 def test_what_is_no_space_group_has_no_crystal_system():
-    assert crystal_system(torch.tensor([torch.nan, 0.0, 231.0, -5.0, torch.inf, 225.0])).tolist() == [-1] * 5 + [6]
+    assert crystal_system_indices(torch.tensor([torch.nan, 0.0, 231.0, -5.0, torch.inf, 225.0])).tolist() == [
+        -1
+    ] * 5 + [6]
 
 
 # ---- the source ------------------------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.dataset import SkippedRow
 from crystalvae.errors import ConfigError, DataError
-from crystalvae.evaluation.inputs import CrystalSet, Unreadable
+from crystalvae.evaluation.inputs import CrystalSet
 from crystalvae.evaluation.matching.candidates import assign
 from crystalvae.evaluation.matching.section import csp_section
 from crystalvae.evaluation.parallel.runner import Runner
@@ -26,7 +27,7 @@ WRONG = (np.array([14, 14]), np.array([[0, 0, 0], [0.5, 0.5, 0.0]]), np.diag([2.
 def crystals(name: str, entries: dict[str, tuple], unreadable: dict[int, str] | None = None) -> CrystalSet:
     bad = unreadable or {}
     free = [place for place in range(len(entries) + len(bad)) if place not in bad]
-    broken = [Unreadable(place, crystal_id, "broken") for place, crystal_id in bad.items()]
+    broken = [SkippedRow(place, crystal_id, "broken") for place, crystal_id in bad.items()]
     return CrystalSet(name, CrystalBatch.from_arrays(entries.values()), list(entries), free, broken)
 
 
@@ -70,7 +71,7 @@ def test_candidates_of_one_id_come_in_order_and_beyond_the_limit_they_are_left_o
     assert candidates.owner.tolist() == [1, 0]
     assert candidates.rank.tolist() == [0, 0]
     # An unreadable first candidate keeps its rank: the second does not move up.
-    late = CrystalSet("late", CrystalBatch.from_arrays([SILICON]), ["mp-2_1"], [1], [Unreadable(0, "mp-2_0", "broken")])
+    late = CrystalSet("late", CrystalBatch.from_arrays([SILICON]), ["mp-2_1"], [1], [SkippedRow(0, "mp-2_0", "broken")])
     kept, candidates = assign(late, TARGETS)
     assert candidates.rank.tolist() == [1]
     section = csp_section(targets=TARGETS.crystals, generated=kept.crystals, candidates=candidates, runner=ALONE)
@@ -100,7 +101,7 @@ def test_impossible_requests_are_refused():
 
 
 def test_targets_without_a_single_candidate_are_no_match():
-    empty = CrystalSet("all broken", CrystalBatch.from_arrays([]), [], [], [Unreadable(0, "mp-1", "broken")])
+    empty = CrystalSet("all broken", CrystalBatch.from_arrays([]), [], [], [SkippedRow(0, "mp-1", "broken")])
     kept, candidates = assign(empty, TARGETS)
     section = csp_section(
         targets=TARGETS.crystals, generated=kept.crystals, candidates=candidates, runner=ALONE, unreadable=1

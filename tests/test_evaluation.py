@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.dataset import SkippedRow
 from crystalvae.errors import ConfigError, DataError, OutputError
 from crystalvae.evaluation.evaluate import (
     SECTIONS,
@@ -21,7 +22,7 @@ from crystalvae.evaluation.evaluate import (
     evaluate_reconstruction,
 )
 from crystalvae.evaluation.evaluation_report import EvaluationReport, plain_data
-from crystalvae.evaluation.inputs import CrystalSet, Unreadable
+from crystalvae.evaluation.inputs import CrystalSet
 from crystalvae.evaluation.metric import Metric
 from crystalvae.evaluation.parallel.cache import ResultCache
 from crystalvae.evaluation.parallel.runner import Runner
@@ -73,7 +74,7 @@ def test_copies_duplicates_and_rubbish_give_the_numbers_worked_out_by_hand():
 
 
 def test_nothing_readable_is_a_report_of_zeros():
-    generated = CrystalSet("rubbish", CrystalBatch.from_arrays([]), [], [], [Unreadable(0, "a", "no CIF")])
+    generated = CrystalSet("rubbish", CrystalBatch.from_arrays([]), [], [], [SkippedRow(0, "a", "no CIF")])
     report = evaluate_generation(generated=generated, known=KNOWN, runner=ALONE, settings=CHECKS)
     assert values(report)["structure_valid"] == 0.0
     assert plain_data(report.to_dict())

@@ -11,9 +11,11 @@ import ase.io
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from ase.db import connect
 from pymatgen.core import Lattice, Structure
 
+import crystalvae
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.dataset import CrystalDataset
 from crystalvae.data.dataset_file import save_dataset
@@ -148,3 +150,17 @@ def test_what_is_no_source_of_crystals_is_an_error_that_says_so(
 def test_ids_and_positions_belong_to_every_crystal():
     with pytest.raises(ValueError, match="one id and position"):
         CrystalSet("x", CrystalBatch.from_structures([SALT]), ["a", "b"], [0])
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv", "safetensors"])
+def test_one_reader_serves_training_and_evaluation(tmp_path: Path, kind: str):
+    path = write(tmp_path, kind)
+    as_they_are = crystalvae.read_crystals(path)
+    assert torch.equal(as_they_are.crystals.lattices, read_crystals(path).crystals.lattices)
+    reduced = crystalvae.read_crystals(str(path), niggli=True, max_atoms=2)
+    assert (reduced.ids, [entry.id for entry in reduced.skipped]) == (["silicon"], ["salt"])
+    np.testing.assert_allclose(reduced.crystals.angles, [[60.0, 60.0, 60.0]], atol=1e-3)
+    with pytest.raises(DataError, match=r"row 1 \(salt\): 8 atoms, more than max_atoms=2"):
+        crystalvae.read_crystals(path, max_atoms=2, strict=True)
+    with pytest.raises(DataError, match="no usable crystal, 2 rows skipped"):
+        crystalvae.read_crystals(path, max_atoms=1)

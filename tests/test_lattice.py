@@ -23,10 +23,9 @@ from crystalvae.data.lattice import (
     minimum_image_distances,
     periodic_difference,
     random_rotations,
-    shortest_distance,
     wrap,
 )
-from tests.samples import random_crystals, rock_salt_and_friends
+from tests.samples import random_crystals, rock_salt_and_friends, shortest_distance
 
 finite = {"allow_nan": False, "allow_infinity": False}
 lengths_strategy = st.tuples(*[st.floats(1.0, 40.0, **finite)] * 3)

@@ -11,7 +11,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "crystalvae"
 LAYERS = (
     ("errors", "former_names"),
-    ("build", "checks", "files", "output_dir"),
+    ("build", "checks", "files"),
+    ("output_dir",),
     ("data",),
     ("checkpoints",),
     ("vae_module",),

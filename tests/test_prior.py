@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.data.canonical import CRYSTAL_SYSTEMS, element_order
+from crystalvae.data.canonical import element_order
+from crystalvae.data.symmetry import CRYSTAL_SYSTEMS
 from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.prior_module.denoiser import Denoiser

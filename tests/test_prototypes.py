@@ -20,7 +20,7 @@ from pymatgen.core import Composition, Element
 from spglib import get_symmetry_dataset, niggli_reduce
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.data.lattice import lattice_from_parameters, minimum_image_distances, shortest_distance
+from crystalvae.data.lattice import lattice_from_parameters, minimum_image_distances
 from crystalvae.data.prototypes.build import build_prototypes
 from crystalvae.data.prototypes.library import Prototype, load_prototypes
 from crystalvae.data.prototypes.substitution import find_contacts, fit_cells, substitutes
@@ -200,6 +200,7 @@ def test_near_identical_prototypes_are_one_family(by_name: dict[str, Prototype])
 DIGEST = """
 import hashlib
 from crystalvae.data.prototypes.build import build_prototypes
+from tests.samples import shortest_distance
 print(hashlib.sha256(repr({k: v[0] for k, v in build_prototypes(3, 200, 4).items()}).encode()).hexdigest())
 """
 

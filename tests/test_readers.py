@@ -16,7 +16,7 @@ from pymatgen.io.cif import CifWriter
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.cif import CrystalError, parse_cif
 from crystalvae.data.dataset import CrystalDataset
-from crystalvae.data.readers import read_ase, read_cif_folder, read_table
+from crystalvae.data.readers import read_crystals
 from crystalvae.errors import DataError
 from tests.samples import rock_salt_and_friends
 
@@ -49,6 +49,11 @@ def write_table(path: Path, rows: list[dict[str, object]]) -> Path:
     return path
 
 
+def read(path: Path, *, niggli: bool = True, **options: object) -> CrystalDataset:
+    """Read as training data are read."""
+    return read_crystals(path, niggli=niggli, unique_ids=True, **options)  # pyright: ignore[reportArgumentType]
+
+
 def matches(first: Structure, second: Structure) -> bool:
     return StructureMatcher(primitive_cell=False).fit(first, second)
 
@@ -76,7 +81,7 @@ def test_mp20_structures_are_those_that_pymatgen_reads(mp20_dir: Path, tmp_path:
     """
     frame = pd.read_csv(mp20_dir / "val.csv").sample(150, random_state=20)
     frame.to_csv(tmp_path / "sample.csv")
-    dataset = read_table(tmp_path / "sample.csv")
+    dataset = read(tmp_path / "sample.csv")
     assert dataset.ids == frame["material_id"].tolist()
     reference = [Structure.from_str(text, fmt="cif").get_reduced_structure("niggli") for text in frame["cif"]]
     same_angles = []
@@ -100,7 +105,7 @@ def test_symmetry_is_expanded_to_the_whole_crystal(tmp_path: Path, index: int, n
     structure = rock_salt_and_friends()[index]
     text = str(CifWriter(structure, symprec=1e-3))
     (tmp_path / "one.cif").write_text(text)
-    dataset = read_cif_folder(tmp_path, niggli=niggli)
+    dataset = read(tmp_path, niggli=niggli)
     (found,) = dataset.crystals.to_structure()
     assert len(found) == len(structure)
     assert found.composition == structure.composition
@@ -123,7 +128,7 @@ def test_the_niggli_cell_of_any_supercell_basis_is_the_same(tmp_path: Path, inde
         tmp_path / "two.csv",
         [{"cif": str(CifWriter(entry, significant_figures=12))} for entry in (structure, skewed)],
     )
-    crystals = read_table(tmp_path / "two.csv").crystals
+    crystals = read(tmp_path / "two.csv").crystals
     torch.testing.assert_close(crystals.lengths[0], crystals.lengths[1], atol=1e-3, rtol=0)
     torch.testing.assert_close(crystals.angles[0].cos().abs(), crystals.angles[1].cos().abs(), atol=1e-3, rtol=0)
     assert matches(*crystals.to_structure())
@@ -132,7 +137,7 @@ def test_the_niggli_cell_of_any_supercell_basis_is_the_same(tmp_path: Path, inde
 
 def test_coordinates_are_wrapped_before_they_lose_digits(tmp_path: Path) -> None:
     write_table(tmp_path / "far.csv", [{"cif": cif(sites="Na Na1 900.1234567 -0.0000000001 -3.25 1")}])
-    (coords,) = read_table(tmp_path / "far.csv", niggli=False).crystals.frac_coords
+    (coords,) = read(tmp_path / "far.csv", niggli=False).crystals.frac_coords
     torch.testing.assert_close(coords, torch.tensor([0.1234567, 0.0, 0.75]), atol=2e-7, rtol=0)
 
 
@@ -162,11 +167,11 @@ WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
 def test_every_kind_of_table_gives_the_same(table: Path, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"other{suffix}"
     WRITERS[suffix](pd.read_csv(table), path)
-    assert_same(read_table(table), read_table(path))
+    assert_same(read(table), read(path))
 
 
 def test_numeric_columns_are_properties(table: Path) -> None:
-    properties = read_table(table).crystals.properties
+    properties = read(table).crystals.properties
     assert set(properties) == {"band_gap", "spacegroup_number"}
     torch.testing.assert_close(properties["band_gap"], torch.tensor([1.5, torch.nan]), equal_nan=True)
     assert properties["spacegroup_number"].tolist() == [1, 2]
@@ -174,7 +179,7 @@ def test_numeric_columns_are_properties(table: Path) -> None:
 
 def test_values_beyond_float32_are_missing_and_said_to_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_table(tmp_path / "huge.csv", [{"cif": cif(), "energy": 1e300}, {"cif": cif(), "energy": -2.0}])
-    energy = read_table(tmp_path / "huge.csv").crystals.properties["energy"]
+    energy = read(tmp_path / "huge.csv").crystals.properties["energy"]
     torch.testing.assert_close(energy, torch.tensor([torch.nan, -2.0]), equal_nan=True)
     assert "'energy' has 1 values beyond float32" in caplog.text
 
@@ -182,13 +187,13 @@ def test_values_beyond_float32_are_missing_and_said_to_be(tmp_path: Path, caplog
 def test_nullable_columns_and_missing_ids(tmp_path: Path) -> None:
     frame = pd.DataFrame({"material_id": ["a", None], "cif": [cif()] * 2, "n": pd.array([3, None], dtype="Int64")})
     frame.to_parquet(tmp_path / "nullable.parquet")
-    dataset = read_table(tmp_path / "nullable.parquet")
+    dataset = read(tmp_path / "nullable.parquet")
     assert dataset.ids == ["a", "row-2"]
     torch.testing.assert_close(dataset.crystals.properties["n"], torch.tensor([3.0, torch.nan]), equal_nan=True)
 
 
 def test_without_ids_rows_are_numbered(tmp_path: Path) -> None:
-    assert read_table(write_table(tmp_path / "x.csv", [{"cif": cif()}] * 3)).ids == ["row-1", "row-2", "row-3"]
+    assert read(write_table(tmp_path / "x.csv", [{"cif": cif()}] * 3)).ids == ["row-1", "row-2", "row-3"]
 
 
 def test_a_folder_of_cifs_is_read_in_order_of_names(tmp_path: Path) -> None:
@@ -196,11 +201,11 @@ def test_a_folder_of_cifs_is_read_in_order_of_names(tmp_path: Path) -> None:
         (tmp_path / f"{name}.cif").write_text(cif(a=length))
     (tmp_path / "d.cif").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "notes.txt").write_text("not a crystal")
-    dataset = read_cif_folder(tmp_path)
+    dataset = read(tmp_path)
     assert dataset.ids == ["a", "b"]
-    assert [entry.row for entry in dataset.skipped] == ["c.cif", "d.cif"]
-    with pytest.raises(DataError, match=r"row c\.cif \(c\)"):
-        read_cif_folder(tmp_path, strict=True)
+    assert [(entry.row, entry.id) for entry in dataset.skipped] == [(3, "c"), (4, "d")]
+    with pytest.raises(DataError, match=r"row 3 \(c\)"):
+        read(tmp_path, strict=True)
 
 
 @pytest.mark.parametrize("name", ["some.extxyz", "some.db", "POSCAR"])
@@ -219,7 +224,7 @@ def test_what_ase_reads_gives_the_same_crystals(tmp_path: Path, name: str) -> No
         for number, entry in enumerate(atoms):
             entry.info = {"material_id": f"id-{number}", "band_gap": 0.5 * number}
         ase.io.write(tmp_path / name, atoms if len(atoms) > 1 else atoms[0])
-    dataset = read_ase(tmp_path / name)
+    dataset = read(tmp_path / name)
     assert all(matches(*pair) for pair in zip(structures, dataset.crystals.to_structure(), strict=True))
     if name != "POSCAR":
         assert dataset.ids == ["id-0", "id-1", "id-2", "id-3"]
@@ -233,7 +238,7 @@ def test_whole_numbers_of_a_frame_are_numbers_and_switches_are_not(tmp_path: Pat
     for entry, gap in zip(atoms, (0, 1.1, 2), strict=True):
         entry.info = {"band_gap": gap, "spacegroup_number": 225, "relaxed": True}
     ase.io.write(tmp_path / "some.extxyz", atoms)
-    properties = read_ase(tmp_path / "some.extxyz").crystals.properties
+    properties = read(tmp_path / "some.extxyz").crystals.properties
     torch.testing.assert_close(properties["band_gap"], torch.tensor([0.0, 1.1, 2.0]))
     assert properties["spacegroup_number"].tolist() == [225.0] * 3
     assert "relaxed" not in properties
@@ -243,9 +248,9 @@ def test_frames_without_a_cell_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "two.xyz").write_text(
         '1\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 pbc="T T T"\nNa 0 0 0\n1\nno cell\nNa 0 0 0\n'
     )
-    dataset = read_ase(tmp_path / "two.xyz")
+    dataset = read(tmp_path / "two.xyz")
     assert len(dataset) == 1
-    assert [(entry.row, entry.reason) for entry in dataset.skipped] == [("2", "no three-dimensional cell")]
+    assert [(entry.row, entry.reason) for entry in dataset.skipped] == [(2, "no three-dimensional cell")]
 
 
 # ---- what is wrong with a row ---------------------------------------------------------------------------------------
@@ -287,26 +292,26 @@ def test_a_bad_row_is_reported_counted_and_skipped(
 ) -> None:
     rows = [{"material_id": f"mp-{i}", "cif": text} for i, text in enumerate((cif(), BAD_CIFS[reason], cif()))]
     path = write_table(tmp_path / "bad.csv", rows)
-    dataset = read_table(path, max_atoms=20 if "max_atoms" in reason else None)
+    dataset = read(path, max_atoms=20 if "max_atoms" in reason else None)
     assert dataset.ids == ["mp-0", "mp-2"]
     (skipped,) = dataset.skipped
-    assert (skipped.row, skipped.crystal_id) == ("2", "mp-1")
+    assert (skipped.row, skipped.id) == (2, "mp-1")
     assert skipped.reason.startswith(reason.strip())
     assert "kept 2 crystals, skipped 1" in caplog.text
     assert f"row 2 (mp-1): {reason.strip()}" in caplog.text
     with pytest.raises(DataError, match=r"row 2 \(mp-1\)"):
-        read_table(path, max_atoms=20, strict=True)
+        read(path, max_atoms=20, strict=True)
 
 
 def test_of_two_rows_with_one_id_the_first_usable_one_is_kept(tmp_path: Path) -> None:
     lengths = (-1, 4, 4.5, 4.7)
     path = write_table(tmp_path / "x.csv", [{"material_id": "mp-1", "cif": cif(a=length)} for length in lengths])
-    dataset = read_table(path, niggli=False)
+    dataset = read(path, niggli=False)
     assert dataset.crystals.lengths[:, 0].tolist() == [4.0]
     assert [(entry.row, entry.reason.split()[0]) for entry in dataset.skipped] == [
-        ("1", "absurd"),
-        ("3", "duplicate"),
-        ("4", "duplicate"),
+        (1, "absurd"),
+        (3, "duplicate"),
+        (4, "duplicate"),
     ]
 
 
@@ -317,18 +322,18 @@ def test_rows_with_too_many_fields_keep_their_numbers(tmp_path: Path) -> None:
         lines[row - 1] += ",1"
     lines[4] = 'mp-5,"",0'
     (tmp_path / "x.csv").write_text("\n".join(["material_id,cif,n", *lines, ""]), newline="")
-    dataset = read_table(tmp_path / "x.csv")
+    dataset = read(tmp_path / "x.csv")
     assert dataset.ids == ["mp-1", "mp-4", "mp-6"]
     assert dataset.crystals.properties["n"].tolist() == [1, 4, 6]
-    assert [entry.row for entry in dataset.skipped] == ["2", "3", "5", "7"]
+    assert [entry.row for entry in dataset.skipped] == [2, 3, 5, 7]
     assert dataset.skipped[0].reason == "malformed row: expected 3 fields, saw 4"
     with pytest.raises(DataError, match=r"row 2 .*malformed row"):
-        read_table(tmp_path / "x.csv", strict=True)
+        read(tmp_path / "x.csv", strict=True)
 
 
 def test_many_bad_rows_are_counted_and_the_first_few_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"cif": cif()}] + [{"cif": cif(a=-1)}] * 2500  # more than the reader takes in one go
-    dataset = read_table(write_table(tmp_path / "x.csv", [*rows, {"cif": cif()}]))
+    dataset = read(write_table(tmp_path / "x.csv", [*rows, {"cif": cif()}]))
     assert dataset.ids == ["row-1", "row-2502"]
     assert len(dataset.skipped) == 2500
     assert "skipped 2500" in caplog.text
@@ -346,7 +351,7 @@ def test_many_bad_rows_are_counted_and_the_first_few_listed(tmp_path: Path, capl
         ("header.csv", b"material_id,cif\n", "the table has no rows"),
         ("other.csv", b"material_id,structure\nmp-1,x\n", "no column 'cif'; found 'material_id', 'structure'"),
         ("numbers.csv", b"cif\n0.5\n", r"no usable crystal, 1 rows skipped; .*holds '0.5', no CIF"),
-        ("table.txt", b"cif\n", r"unknown kind of table; expected one of \.csv, "),
+        ("table.txt", b"cif\n", "ASE cannot read it"),
         ("open.csv", b'material_id,cif\nmp-1,"data_x\n', "not a readable table .*EOF inside string"),
         ("zipped.csv.gz", b"not zipped", "not a readable table"),
         ("columns.parquet", b"PAR1PAR1", "not a readable table"),
@@ -357,27 +362,27 @@ def test_a_bad_table_is_one_error_that_names_it(tmp_path: Path, name: str, conte
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
-        read_table(tmp_path / name)
+        read(tmp_path / name)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_folders_and_files_without_crystals_are_our_errors(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(DataError, match=r"expected a folder with \*\.cif files"):
-            read_cif_folder(folder)
-    with pytest.raises(DataError, match="no such file"):
-        read_ase(tmp_path / "none.extxyz")
+    with pytest.raises(DataError, match=r"expected a folder with \*\.cif files"):
+        read(tmp_path)
+    for path in (tmp_path / "none", tmp_path / "none.extxyz"):
+        with pytest.raises(DataError, match="no such file or folder"):
+            read(path)
     (tmp_path / "POSCAR").write_text("nonsense")
     with pytest.raises(DataError, match="ASE cannot read it"):
-        read_ase(tmp_path / "POSCAR")
+        read(tmp_path / "POSCAR")
 
 
 def test_bytes_that_are_not_utf8_cost_only_their_own_row(tmp_path: Path) -> None:
     path = write_table(tmp_path / "x.csv", [{"cif": cif()}, {"cif": cif(sites="@@ Na1 0 0 0 1")}])
     path.write_bytes(path.read_bytes().replace(b"@@", b"\xff\xfe"))
-    dataset = read_table(path)
-    assert [entry.row for entry in dataset.skipped] == ["2"]
+    dataset = read(path)
+    assert [entry.row for entry in dataset.skipped] == [2]
 
 
 def test_parse_cif_says_why() -> None:
@@ -389,7 +394,7 @@ def test_parse_cif_says_why() -> None:
 def test_ids_stay_text_and_missing_values_stay_missing(tmp_path: Path, suffix: str) -> None:
     frame = pd.DataFrame({"material_id": ["NaN", "0012", "", "NA"], "gap": [1.5, None, 2.0, None], "cif": [cif()] * 4})
     {".parquet": frame.to_parquet}.get(suffix, frame.to_csv)(tmp_path / f"t{suffix}")
-    dataset = read_table(tmp_path / f"t{suffix}")
+    dataset = read(tmp_path / f"t{suffix}")
     assert list(dataset.ids) == ["NaN", "0012", "row-3", "NA"]
     expected = torch.tensor([1.5, torch.nan, 2.0, torch.nan])
     torch.testing.assert_close(dataset.crystals.properties["gap"], expected, equal_nan=True)

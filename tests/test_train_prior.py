@@ -173,13 +173,13 @@ def test_a_composition_model_that_is_not_there_cannot_be_trained(folder: Path, o
 
 def test_monitor_measures_what_the_seeded_samples_are_worth(run: Path, table: Path):  # noqa: F811
     """The number logged last can be had again from the checkpoint: same seed, same samples."""
+    from crystalvae import read_crystals
     from crystalvae.data.batch import CrystalBatch
     from crystalvae.data.canonical import canonical
-    from crystalvae.data.readers import read_table
     from crystalvae.evaluation.novelty.train_index import TrainIndex
     from crystalvae.evaluation.novelty.uniqueness import valid_unique_novel
 
-    train = canonical(read_table(table / "train.csv").crystals)
+    train = canonical(read_crystals(table / "train.csv", niggli=True).crystals)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(len(train), (16,), generator=generator)
     module = LatentPrior.load_from_checkpoint(run / "checkpoints" / "best.ckpt")

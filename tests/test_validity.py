@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.cif import parse_cif
-from crystalvae.data.lattice import shortest_distance
 from crystalvae.evaluation.validity.structure import describe, shortest_distances
+from tests.samples import shortest_distance
 
 
 def real_crystals(mp20_dir: Path, count: int) -> CrystalBatch:

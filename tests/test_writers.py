@@ -156,6 +156,37 @@ def test_samples_csv_has_the_facts_in_order(crystals: CrystalBatch, folder: Path
     assert rows.valid.tolist() == facts.valid.tolist()
 
 
+def test_samples_csv_needs_no_table_and_keeps_one_that_is_given(crystals: CrystalBatch, tmp_path: Path):
+    write_crystals(crystals, tmp_path / "alone", formats=[])
+    rows = pd.read_csv(tmp_path / "alone" / "samples.csv", dtype={"id": str}, keep_default_na=False)
+    facts = describe(crystals)
+    assert list(rows.columns) == ["id", "formula", "atoms", "volume", "density"]
+    assert rows.formula.tolist() == facts.formula.tolist()
+    assert rows.atoms.tolist() == facts.atoms.tolist()
+    for name in ("volume", "density"):
+        np.testing.assert_allclose(rows[name], facts[name], rtol=1e-6)
+    table = pd.DataFrame({"formula": ["mine"] * len(crystals), "energy": range(len(crystals))})
+    write_crystals(crystals, tmp_path / "more", table=table, formats=[])
+    rows = pd.read_csv(tmp_path / "more" / "samples.csv")
+    assert list(rows.columns) == ["id", "formula", "energy", "atoms", "volume", "density"]
+    assert set(rows.formula) == {"mine"}
+    assert list(table.columns) == ["formula", "energy"]  # the argument stays as it was
+
+
+def test_a_batch_gives_the_text_that_the_files_hold(crystals: CrystalBatch, folder: Path):
+    for number, (name, text) in enumerate(zip(default_ids(len(crystals)), crystals.to_cif(), strict=True)):
+        written = (folder / f"{name}.cif").read_text()
+        assert text.replace(f"data_crystal-{number}\n", f"data_{name}\n") == written
+
+
+def test_what_no_cif_can_hold_has_no_text(crystals: CrystalBatch):
+    unknown = crystals.replace(atom_types=torch.where(crystals.batch == 1, 0, crystals.atom_types))
+    flat = crystals.replace(lattices=crystals.lattices * torch.tensor([1.0, 1.0, 0.0])[:, None])
+    for broken, first in ((unknown, 1), (flat, 0)):
+        with pytest.raises(DataError, match=f"crystal-{first}: no CIF can hold it"):
+            broken.to_cif()
+
+
 def test_numbers_have_the_digits_they_need():
     assert default_ids(2) == ["0000", "0001"]
     assert default_ids(10_000)[-1] == "9999"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crystalvae.data.batch import CrystalBatch
+    from crystalvae.data.readers import read_crystals
     from crystalvae.prior_module.latent_prior import LatentPrior
     from crystalvae.vae_module.distribution import DiagonalGaussianDistribution
     from crystalvae.vae_module.vae_module import VAEModule
@@ -21,20 +22,18 @@ _HOMES = {
     "DiagonalGaussianDistribution": "vae_module.distribution",
     "LatentPrior": "prior_module.latent_prior",
     "VAEModule": "vae_module.vae_module",
+    "read_crystals": "data.readers",
 }
 """Public names, and the module each stands in."""
 
-__all__ = ["CrystalBatch", "DiagonalGaussianDistribution", "LatentPrior", "VAEModule", "__version__"]
+__all__ = ["CrystalBatch", "DiagonalGaussianDistribution", "LatentPrior", "VAEModule", "__version__", "read_crystals"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+        from crystalvae.files import package_version
 
-        try:
-            return version("crystalvae")
-        except PackageNotFoundError:  # a checkout that is not installed
-            return "0+unknown"
+        return package_version("crystalvae") or "0+unknown"  # a checkout that is not installed
     if name not in _HOMES:
         raise AttributeError(f"module 'crystalvae' has no attribute {name!r}")
     return getattr(import_module(f"crystalvae.{_HOMES[name]}"), name)

@@ -6,13 +6,13 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from crystalvae.errors import OutputError
+from crystalvae.files import process_alive
 
 MANIFEST_NAME = "samples.json"
 """File beside the results that lists every file of the export, so that a later one knows which files are its own."""
@@ -149,18 +149,3 @@ def _clear_stale(folder: Path) -> None:
             for entry in sorted(place.iterdir()):
                 if _is_partial(entry.name, folder) and not process_alive(int(entry.name.rpartition("-")[2])):
                     shutil.rmtree(entry, ignore_errors=True)
-
-
-def process_alive(pid: int) -> bool:
-    """Say whether another process with this number runs on this machine; True where that cannot be known."""
-    if pid == os.getpid():
-        return False  # ours of an earlier call; this process has no export under way to this folder
-    if sys.platform == "win32":
-        return True  # os.kill(pid, 0) would end the process there; leftovers stay, and disturb nobody
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 from crystalvae.errors import CheckpointError
+from crystalvae.files import file_hash
 
 MANIFEST = "sha256.json"
 """Beside the bundled models: name to sha256."""
@@ -41,6 +41,6 @@ def find(name_or_path: str | Path) -> Path:
     path = folder() / f"{name}.ckpt"
     if not path.is_file():
         raise CheckpointError(f"the bundled model {name} is missing: no file {path}; install again")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != hashes[name]:
+    if file_hash(path) != hashes[name]:
         raise CheckpointError(f"{path}: not the bundled model {name}, its sha256 differs; install again")
     return path

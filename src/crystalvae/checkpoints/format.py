@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import platform
 import zipfile
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +17,7 @@ from crystalvae.checkpoints import chemeleon2
 from crystalvae.checkpoints.trusted import check_targets, names_foreign_parts
 from crystalvae.checkpoints.upgrades import FORMAT_VERSION, KEY, upgraded
 from crystalvae.errors import CheckpointError, ConfigError
+from crystalvae.files import package_version, whole_file
 
 PACKED = "int8"
 """Where a published checkpoint keeps weight matrices of 8 bits a number, beside `state_dict`; see `pack_rows`."""
@@ -28,13 +27,8 @@ _PACKAGES = ("crystalvae", "torch", "lightning", "pymatgen", "ase", "gemmi", "sp
 
 def package_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    found = {name: package_version(name) or "not installed" for name in _PACKAGES}
+    return {"python": platform.python_version(), **found}
 
 
 def metadata(kind: str, config: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,10 +246,5 @@ def vae_within(
 
 def write(content: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint under a temporary name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        torch.save(dict(content), partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, partial.open("wb") as file:  # of a path, torch would keep the name
+        torch.save(dict(content), file)

@@ -18,7 +18,8 @@ from crystalvae.checkpoints import format as checkpoints
 from crystalvae.commands.inputs import Inputs
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.dataset import CrystalDataset
-from crystalvae.data.sources import SPLITS, cache_root, read_anything
+from crystalvae.data.readers import read_crystals
+from crystalvae.data.sources import SPLITS, cache_root
 from crystalvae.data.writers import FORMATS
 from crystalvae.errors import ConfigError
 from crystalvae.evaluation.validity.structure import describe
@@ -70,7 +71,9 @@ class Request:
         config = self.config
         if config.input is not None:
             given = [config.input] if isinstance(config.input, str) else list(config.input)
-            chosen = _joined([read_anything(checks.check_path("input", entry)) for entry in given])
+            chosen = _joined(
+                [read_crystals(checks.check_path("input", entry), niggli=True, unique_ids=True) for entry in given]
+            )
         else:
             chosen = self.split("split", config.split)
         if config.ids is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from typing import Literal, get_args
@@ -15,6 +14,7 @@ from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints import format as checkpoints
 from crystalvae.checks import check_choice, check_path
 from crystalvae.errors import CheckpointError, ConfigError, OutputError
+from crystalvae.files import file_hash
 
 PriorStorage = Literal["half", "int8"]
 SMALL = 1024
@@ -43,7 +43,7 @@ def publish(config: DictConfig) -> str:
         checkpoints.KEY: content[checkpoints.KEY],
     }
     checkpoints.write({**published, checkpoints.PACKED: packed} if packed else published, path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = file_hash(path)
     manifest = folder / bundled.MANIFEST
     hashes = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
     text = json.dumps(dict(sorted({**hashes, name: digest}.items())), indent=1)

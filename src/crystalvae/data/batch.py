@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crystalvae.data.lattice import lattice_to_parameters, wrap
+from crystalvae.errors import DataError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -352,6 +353,16 @@ class CrystalBatch:
             Structure(lattice, [species(int(number)) for number in numbers], coords)
             for numbers, coords, lattice in self.to_arrays()
         ]
+
+    def to_cif(self) -> list[str]:
+        """Return the text of a CIF per crystal; `DataError` for one that none can hold (unknown element, flat cell)."""
+        from crystalvae.data.file_records import cif_text, file_records
+
+        host, names = self.detach().to("cpu"), [f"crystal-{index}" for index in range(len(self))]
+        records = file_records(host.atom_types, host.frac_coords, host.lattices, host.num_atoms, names)
+        if missing := set(names) - {record.id for record in records}:
+            raise DataError(f"{min(missing, key=names.index)}: no CIF can hold it: unknown elements, or no finite cell")
+        return [cif_text(record) for record in records]
 
     def to_atoms(self) -> list[Atoms]:
         """Return ASE atoms with periodic boundaries, one per crystal."""

@@ -7,7 +7,6 @@ have nearly the same numbers.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import warnings
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from crystalvae.data.batch import MAX_ATOMIC_NUMBER, CrystalBatch
 from crystalvae.data.cif import CrystalError, RawCrystal, check_coordinates, check_lattice, niggli_reduce
-from crystalvae.data.dataset import CrystalDataset
+from crystalvae.data.dataset import CrystalDataset, crystals_key
 from crystalvae.data.dataset_file import cached
 from crystalvae.data.lattice import lattice_from_parameters, lattice_to_parameters
 from crystalvae.data.sources import Source, Split, cache_root
@@ -32,8 +31,6 @@ from crystalvae.errors import ConfigError
 
 SYMPREC = 0.1
 """Tolerance in Å of the symmetry search, the Materials Project's own."""
-CRYSTAL_SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
-_FIRST_SPACE_GROUPS = (1, 3, 16, 75, 143, 168, 195)
 _SAME_COORDINATE = 5e-3
 _BIN, _OFFSET = 2 * _SAME_COORDINATE, 0.37
 """Coordinates are compared in bins of this width, whose edges no fraction k/n with small n is close to."""
@@ -58,13 +55,6 @@ def element_order() -> Int[Tensor, "E"]:
     rank = np.empty(len(values), dtype=np.int64)
     rank[np.lexsort((np.arange(len(values)), values))] = np.arange(len(values))
     return torch.from_numpy(rank)
-
-
-def crystal_system(space_groups: Float[Tensor, "B"] | Int[Tensor, "B"]) -> Int[Tensor, "B"]:
-    """Return the number in `CRYSTAL_SYSTEMS` of each space group 1..230, and -1 for what is not one (NaN too)."""
-    numbers = torch.nan_to_num(space_groups.float(), nan=0.0).long()
-    system = torch.searchsorted(torch.tensor(_FIRST_SPACE_GROUPS, device=numbers.device), numbers, right=True) - 1
-    return torch.where((numbers >= 1) & (numbers <= 230), system, torch.full_like(system, -1))
 
 
 def canonical(crystals: CrystalBatch, *, symprec: float = SYMPREC, progress: bool = False) -> CrystalBatch:
@@ -193,19 +183,10 @@ class CanonicalSource:
     def load(self, split: Split) -> CrystalDataset:
         """Return a split; the ids are the source's."""
         dataset = self.source.load(split)
-        key = _content_key(dataset.crystals, f"{self.symprec} {_VERSION} {moyopy.__version__}")
+        key = crystals_key(dataset.crystals, f"{self.symprec} {_VERSION} {moyopy.__version__}")
 
         def build() -> CrystalDataset:
             crystals = canonical(dataset.crystals, symprec=self.symprec, progress=True)
             return CrystalDataset(crystals, dataset.ids, dataset.skipped)
 
         return cached(self.cache / self.name / f"{split}-canonical-{key}.safetensors", build)
-
-
-def _content_key(crystals: CrystalBatch, settings: str) -> str:
-    digest = hashlib.sha256(settings.encode())
-    tensors = (crystals.atom_types, crystals.frac_coords, crystals.lattices, crystals.num_atoms)
-    for name, values in (*enumerate(tensors), *sorted(crystals.properties.items())):
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

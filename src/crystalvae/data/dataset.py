@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.cif import CrystalError, RawCrystal, check_crystal, niggli_reduce
-from crystalvae.data.lattice import lattice_from_parameters, lattice_to_parameters, wrap
+from crystalvae.data.lattice import lattice_from_parameters, lattice_to_parameters
 from crystalvae.errors import DataError
+from crystalvae.files import arrays_key
 
 log = logging.getLogger(__name__)
 
-READER_VERSION = 3
+READER_VERSION = 4
 """Part of every cache key: raise it whenever the same file would be read differently."""
 FIELDS = ("atom_types", "frac_coords", "lattices", "num_atoms")
 """What a batch of crystals is made of, beside properties."""
@@ -26,13 +27,22 @@ _LISTED = 10
 _CHUNK = 1024
 
 
+Row = tuple[str, Callable[[], RawCrystal], Mapping[str, float]]
+"""A crystal of a source that is not yet read: its id, what reads it or raises `CrystalError`, and its properties."""
+
+
 @dataclass(frozen=True)
 class SkippedRow:
-    """A crystal that was left out: its row (from 1, or the file's name), its id and why."""
+    """A crystal that was left out: its place in the source (from 0), its id and why."""
 
-    row: str
-    crystal_id: str
+    position: int
+    id: str
     reason: str
+
+    @property
+    def row(self) -> int:
+        """The row, from 1, as people count."""
+        return self.position + 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,45 +74,54 @@ class CrystalDataset:
         return replace(self, crystals=CrystalBatch(**copies, properties=properties), ids=list(self.ids))
 
 
+def crystals_key(crystals: CrystalBatch, settings: str) -> str:
+    """Return a short key for crystals with their properties, and the settings of what is made of them."""
+    host = crystals.detach().to("cpu")
+    tensors = [(name, getattr(host, name)) for name in FIELDS] + sorted(host.properties.items())
+    tensors += [(f"condition {name}", values) for name, values in sorted(host.conditions.items())]
+    return arrays_key(((name, values.numpy()) for name, values in tensors), settings=settings)
+
+
 def assemble(
-    rows: Iterable[tuple[str, str, Callable[[], RawCrystal], dict[str, float]]],
+    rows: Iterable[Row],
     *,
     source: str,
     max_atoms: int | None,
     niggli: bool,
+    unique_ids: bool,
     strict: bool,
+    allow_empty: bool,
 ) -> CrystalDataset:
-    """Turn (row, id, reader, properties) into a dataset; rows that fail are reported and skipped.
+    """Turn the rows of a source into a dataset; rows that fail are reported and skipped.
 
-    With `strict` the first bad row raises `DataError`; so does a source in which no crystal is usable.
+    The options are those of `data.readers.read_crystals`, and so are the errors.
     """
     crystals: list[RawCrystal] = []
     ids: list[str] = []
     seen: set[str] = set()
-    values: list[dict[str, float]] = []
+    values: list[Mapping[str, float]] = []
     skipped: list[SkippedRow] = []
-    remaining = iter(rows)
+    remaining, position = iter(rows), 0
     while chunk := list(islice(remaining, _CHUNK)):
-        results = [_read_checked(read, max_atoms) for _, _, read, _ in chunk]
-        for (row, crystal_id, _, properties), found in zip(
-            chunk, _reduced(results) if niggli else results, strict=True
-        ):
-            result = CrystalError("duplicate id") if crystal_id in seen else found
+        results = [_read_checked(read, max_atoms) for _, read, _ in chunk]
+        for (crystal_id, _, properties), found in zip(chunk, _reduced(results) if niggli else results, strict=True):
+            result = CrystalError("duplicate id") if unique_ids and crystal_id in seen else found
             if isinstance(result, RawCrystal):
                 crystals.append(result)
                 seen.add(crystal_id)
                 ids.append(crystal_id)
                 values.append(properties)
-                continue
-            if strict:
-                message = (
-                    f"{source}, row {row} ({crystal_id}): {result}. Repair or remove it, or read with strict=false"
-                )
-                raise DataError(message) from result
-            skipped.append(SkippedRow(row, crystal_id, str(result)))
+            else:
+                entry = SkippedRow(position, crystal_id, str(result))
+                if strict:
+                    raise DataError(
+                        f"{source}, {_told(entry)}. Repair or remove it, or read with strict=false"
+                    ) from result
+                skipped.append(entry)
+            position += 1
     report_skipped(skipped, source=source, kept=len(crystals))
-    if not crystals:
-        reason = f"; the first was row {skipped[0].row} ({skipped[0].reason})" if skipped else ""
+    if not crystals and not allow_empty:
+        reason = f"; the first was {_told(skipped[0])}" if skipped else ""
         raise DataError(f"{source}: no usable crystal, {len(skipped)} rows skipped{reason}")
     return CrystalDataset(_flatten(crystals, values, rebuild=niggli), ids, skipped)
 
@@ -121,25 +140,27 @@ def _reduced(results: Sequence[RawCrystal | CrystalError]) -> list[RawCrystal | 
     return [next(reduced) if isinstance(result, RawCrystal) else result for result in results]
 
 
-def _flatten(crystals: Sequence[RawCrystal], values: Sequence[dict[str, float]], *, rebuild: bool) -> CrystalBatch:
+def _flatten(crystals: Sequence[RawCrystal], values: Sequence[Mapping[str, float]], *, rebuild: bool) -> CrystalBatch:
     names = list(dict.fromkeys(name for entry in values for name in entry))
-    lattices = torch.from_numpy(np.stack([crystal.lattice for crystal in crystals]))
+    properties = {name: torch.tensor([entry.get(name, float("nan")) for entry in values]) for name in names}
+    lattices = torch.from_numpy(np.array([crystal.lattice for crystal in crystals]).reshape(-1, 3, 3))
     if rebuild:  # the canonical orientation, as in the published preprocessing (CDVAE, Xie et al. 2022)
         lattices = lattice_from_parameters(*lattice_to_parameters(lattices))
-    return CrystalBatch(
-        atom_types=torch.from_numpy(np.concatenate([crystal.numbers for crystal in crystals])).long(),
-        frac_coords=wrap(wrap(torch.from_numpy(np.concatenate([crystal.frac_coords for crystal in crystals]))).float()),
-        lattices=lattices.float(),
-        num_atoms=torch.tensor([len(crystal.numbers) for crystal in crystals]),
-        properties={name: torch.tensor([entry.get(name, float("nan")) for entry in values]) for name in names},
-    )
+    arrays = [
+        (entry.numbers, entry.frac_coords, lattice) for entry, lattice in zip(crystals, lattices.numpy(), strict=True)
+    ]
+    return CrystalBatch.from_arrays(arrays, properties)
+
+
+def _told(entry: SkippedRow) -> str:
+    return f"row {entry.row} ({entry.id}): {entry.reason}"
 
 
 def report_skipped(skipped: Sequence[SkippedRow], *, source: str, kept: int) -> None:
     """Log how many rows were skipped, and the first few with row, id and reason."""
     if not skipped:
         return
-    lines = [f"  row {entry.row} ({entry.crystal_id}): {entry.reason}" for entry in skipped[:_LISTED]]
+    lines = [f"  {_told(entry)}" for entry in skipped[:_LISTED]]
     if len(skipped) > _LISTED:
         lines.append(f"  … and {len(skipped) - _LISTED} more")
     log.warning("%s: kept %d crystals, skipped %d:\n%s", source, kept, len(skipped), "\n".join(lines))

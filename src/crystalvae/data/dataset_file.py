@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, overload
+from typing import overload
 
 import numpy as np
 import torch
@@ -21,11 +19,9 @@ from torch import Tensor
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.dataset import FIELDS, CrystalDataset, SkippedRow
 from crystalvae.errors import DataError
-from crystalvae.output_dir import process_alive
+from crystalvae.files import partial_file, remove_stale_partials, whole_file
 
 log = logging.getLogger(__name__)
-
-_NAMES = {torch.int64: "I64", torch.float32: "F32", torch.float64: "F64", torch.uint8: "U8"}
 
 
 class StoredIds(Sequence[str]):
@@ -65,13 +61,8 @@ class StoredIds(Sequence[str]):
 
 def save_dataset(dataset: CrystalDataset, path: Path) -> None:
     """Write a dataset under a temporary name and rename it, so that a reader sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    try:
+    with whole_file(path) as partial:
         save_file(_tensors(dataset) | {"skipped": _to_bytes(dataset.skipped)}, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_parts(parts: Iterable[CrystalDataset], path: Path) -> int:
@@ -79,14 +70,14 @@ def write_parts(parts: Iterable[CrystalDataset], path: Path) -> int:
 
     The parts have the same properties. As `save_dataset`, it leaves all of the file or nothing.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     columns: dict[str, _Column] = {}
     skipped: list[SkippedRow] = []
     with ExitStack() as stack:
         for part in parts:
             tensors = _tensors(part)
             if not columns:
-                columns = {name: stack.enter_context(_column(path, name, value)) for name, value in tensors.items()}
+                files = {name: stack.enter_context(partial_file(path)) for name in tensors}
+                columns = {name: _Column(files[name], value) for name, value in tensors.items()}
             if set(tensors) != set(columns):
                 raise ValueError(
                     f"write_parts: expected the fields {sorted(columns)} in each part, got {sorted(tensors)}"
@@ -97,9 +88,9 @@ def write_parts(parts: Iterable[CrystalDataset], path: Path) -> int:
             skipped += part.skipped
         if not columns:
             raise ValueError("write_parts: expected at least one part, got none")
-        skipped_rows = stack.enter_context(_column(path, "skipped", _to_bytes(skipped)))
-        skipped_rows.add(_to_bytes(skipped))
-        _join({**columns, "skipped": skipped_rows}, path)
+        whole = {name: column.mapped() for name, column in columns.items()}
+        with whole_file(path) as partial:
+            save_file(whole | {"skipped": _to_bytes(skipped)}, partial)
         return columns["num_atoms"].rows
 
 
@@ -141,64 +132,24 @@ def cached(path: Path, build: Callable[[], CrystalDataset]) -> CrystalDataset:
     return dataset
 
 
-def remove_stale_partials(path: Path) -> None:
-    """Delete what killed runs left beside `path` under a temporary name."""
-    for partial in path.parent.glob(f".{path.name}.*.tmp"):
-        pid = partial.name.removesuffix(".tmp").rpartition(".")[2]
-        if pid.isdigit() and not process_alive(int(pid)):
-            partial.unlink(missing_ok=True)
-
-
-# ---- parts of a file -------------------------------------------------------------------------------------------------
-
-
 class _Column:
-    """A tensor that grows on disk."""
+    """A tensor that grows in a file."""
 
-    def __init__(self, file: IO[bytes], like: Tensor) -> None:
-        self.file, self.dtype, self.shape, self.rows = file, like.dtype, tuple(like.shape[1:]), 0
+    def __init__(self, path: Path, like: Tensor) -> None:
+        self.path, self.dtype, self.shape, self.rows = path, like.dtype, like.shape[1:], 0
 
     def add(self, rows: Tensor) -> None:
-        self.file.write(rows.contiguous().numpy().tobytes())
+        with self.path.open("ab") as file:
+            file.write(rows.contiguous().numpy().tobytes())
         self.rows += len(rows)
 
-
-@contextmanager
-def _column(path: Path, name: str, like: Tensor) -> Iterator[_Column]:
-    partial = _partial(path, name.replace("/", "-"))
-    try:
-        with partial.open("w+b") as file:
-            yield _Column(file, like)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _join(columns: dict[str, _Column], path: Path) -> None:
-    """Write columns one after the other behind a safetensors header, wide types first so that all are aligned."""
-    order = sorted(columns, key=lambda name: -columns[name].dtype.itemsize)
-    header, offset = {}, 0
-    for name in order:
-        column = columns[name]
-        size = column.file.tell()
-        shape = [column.rows, *column.shape]
-        header[name] = {"dtype": _NAMES[column.dtype], "shape": shape, "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    partial = _partial(path)
-    try:
-        with partial.open("wb") as target:
-            target.write(len(text).to_bytes(8, "little") + text)
-            for name in order:
-                columns[name].file.seek(0)
-                shutil.copyfileobj(columns[name].file, target, 1 << 20)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _partial(path: Path, part: str = "") -> Path:
-    return path.with_name(f".{path.name}.{part + '.' if part else ''}{os.getpid()}.tmp")
+    def mapped(self) -> Tensor:
+        """Return the whole tensor, read from the file where it is used."""
+        size = self.rows * self.shape.numel()
+        if size == 0:  # there is nothing to map
+            return torch.empty(self.rows, *self.shape, dtype=self.dtype)
+        flat = torch.from_file(str(self.path), size=size, dtype=self.dtype)
+        return flat.reshape(self.rows, *self.shape)
 
 
 def _tensors(dataset: CrystalDataset) -> dict[str, Tensor]:
@@ -214,7 +165,7 @@ def _tensors(dataset: CrystalDataset) -> dict[str, Tensor]:
 
 
 def _to_bytes(skipped: Sequence[SkippedRow]) -> Tensor:
-    rows = [[entry.row, entry.crystal_id, entry.reason] for entry in skipped]
+    rows = [[entry.position, entry.id, entry.reason] for entry in skipped]
     return torch.frombuffer(bytearray(json.dumps(rows).encode()), dtype=torch.uint8)
 
 

@@ -72,6 +72,7 @@ def _shortest_of_chunk(cells: np.ndarray, frac_coords: np.ndarray, counts: np.nd
     skewed = np.flatnonzero((reach > 1).any(axis=1))
     if len(skewed):
         starts = np.concatenate(([0], np.cumsum(counts)))
+        cells, frac_coords = cells.copy(), frac_coords.copy()
         for i in skewed:
             atoms = slice(starts[i], starts[i + 1])
             cells[i], to_reduced = _reduce(cells[i])

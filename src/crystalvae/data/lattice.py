@@ -107,25 +107,6 @@ def minimum_image_distances(
     return best.to(lattice.dtype)
 
 
-def shortest_distance(lattice: Float[Tensor, "3 3"], frac_coords: Float[Tensor, "N 3"]) -> float:
-    """Return the shortest distance in Å between any two atoms of a crystal, an atom and its own images included."""
-    if abs(float(torch.linalg.det(lattice.double()))) < 1e-9:
-        return 0.0
-    own = _shortest_vector(lattice)
-    if len(frac_coords) < 2:
-        return own
-    distances = minimum_image_distances(lattice, frac_coords, frac_coords)
-    distances.fill_diagonal_(torch.inf)
-    return min(own, float(distances.min()))
-
-
-def _shortest_vector(lattice: Float[Tensor, "3 3"]) -> float:
-    radius = float(torch.linalg.vector_norm(lattice, dim=-1).min())
-    images = _images(image_range(lattice, radius), device=lattice.device)
-    nonzero = images[(images != 0).any(dim=-1)]
-    return float((nonzero @ lattice.double()).norm(dim=-1).min())
-
-
 def _images(counts: list[int], device: torch.device) -> Float[Tensor, "I 3"]:
     # A cell so flat that this many images matter is absurd; the limit bounds memory and is never met by a real crystal.
     axes = [torch.arange(-min(n, 10), min(n, 10) + 1, dtype=torch.float64, device=device) for n in counts]

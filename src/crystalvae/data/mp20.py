@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import secrets
-import socket
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crystalvae.errors import DataError
-from crystalvae.output_dir import process_alive
+from crystalvae.files import file_hash, put_in_place
 
 if TYPE_CHECKING:
     import requests
@@ -31,23 +27,17 @@ MP20_SHA1 = {
 }
 """Git blob SHA-1 of each split's CSV."""
 
-WAITS = (0.5, 1.0, 2.0, 4.0)
-"""Seconds before each new attempt; counted anew whenever an attempt brought something."""
+RETRIES, BACKOFF = 4, 0.5
+"""How often a request that fails is repeated, and the first wait in seconds, which doubles each time."""
 TIMEOUT = (10.0, 30.0)
 """Seconds to wait for a connection, and for the next bytes."""
-STALE_AFTER = 600.0
-"""Seconds without a new byte after which a part that another process began is free to be taken over."""
-_RETRIED = {408, 425, 429, 500, 502, 503, 504}
+_RETRIED = (408, 425, 429, 500, 502, 503, 504)
 _MAX_BYTES = 2**28
 _BLOCK = 2**16
 
 
-class _AttemptError(Exception):
-    """An attempt that failed; the message says why, and whether another may do better."""
-
-    def __init__(self, reason: str, *, again: bool) -> None:
-        super().__init__(reason)
-        self.again = again
+class _NoAnswerError(Exception):
+    """The file could not be had; the message says why."""
 
 
 def fetch_mp20(folder: Path, splits: Sequence[str]) -> dict[str, Path]:
@@ -70,7 +60,7 @@ def fetch_mp20(folder: Path, splits: Sequence[str]) -> dict[str, Path]:
         with _progress() as progress:
             for split, path in missing.items():
                 _fetch(_url(split), path, MP20_SHA1[split], progress)
-    except _AttemptError as error:
+    except _NoAnswerError as error:
         raise DataError(_three_ways(folder, list(missing), str(error))) from error
     except OSError as error:
         reason = error.strerror or str(error)
@@ -83,11 +73,7 @@ def fetch_mp20(folder: Path, splits: Sequence[str]) -> dict[str, Path]:
 
 def git_blob_sha1(path: Path) -> str:
     """Return what git calls a file of this content: the SHA-1 of "blob <size>", a zero byte and the content."""
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_hash(path, algorithm="sha1", prefix=b"blob %d\0" % path.stat().st_size)
 
 
 def _present(path: Path, sha1: str) -> bool:
@@ -119,19 +105,22 @@ def _three_ways(folder: Path, splits: Sequence[str], reason: str) -> str:
     )
 
 
-# ---- one file -------------------------------------------------------------------------------------------------------
-
-
 def _fetch(url: str, path: Path, sha1: str, progress: Progress) -> None:
-    part = _claim_part(path)
-    task = progress.add_task(path.name, total=None)
-    try:
-        resumed = _complete(url, part, progress, task)
+    """Download a file beside its name; what is there of it from an earlier run is kept and continued."""
+    from filelock import FileLock
+
+    part = path.with_name(f".{path.name}.part")
+    with FileLock(path.with_name(f".{path.name}.lock")):  # the system frees it where its process is killed
+        if _present(path, sha1):
+            return  # another process was at it
+        task = progress.add_task(path.name, total=None)
+        resumed = part.exists()
+        _download(url, part, progress, task)
         if resumed and git_blob_sha1(part) != sha1:
             # What an earlier run left may have been damaged; the whole file, from one server, deserves its own verdict.
             log.warning("%s: what an earlier run had downloaded does not fit; starting over", path)
             part.unlink()
-            _complete(url, part, progress, task)
+            _download(url, part, progress, task)
         found = git_blob_sha1(part)
         if found != sha1:
             with part.open("rb") as file:
@@ -142,66 +131,53 @@ def _fetch(url: str, path: Path, sha1: str, progress: Progress) -> None:
                 "so it was deleted. A proxy or a login page may have answered in its place: open the address in a "
                 f"browser, or unset {URL_VARIABLE} if it names a mirror"
             )
-        part.replace(path)
-    finally:
-        if part.exists():  # free for any later run, this process's own included
-            part.replace(_free_part(path))
+        put_in_place(part, path)
 
 
-def _complete(url: str, part: Path, progress: Progress, task: TaskID) -> bool:
-    """Download until the part is complete; say whether its beginning was there before."""
-    resumed, tries = part.exists() and part.stat().st_size > 0, 0
-    while True:
-        before = part.stat().st_size if part.exists() else 0
-        try:
-            return _attempt(url, part, progress, task) and resumed
-        except _AttemptError as error:
-            grown = part.exists() and part.stat().st_size > before
-            tries = 0 if grown else tries
-            if not error.again or tries == len(WAITS):
-                raise
-            log.warning("%s: %s; trying again in %g s", url, error, WAITS[tries])
-            time.sleep(WAITS[tries])
-            tries += 1
-
-
-def _attempt(url: str, part: Path, progress: Progress, task: TaskID) -> bool:
-    """Ask once for what is missing and append it; say whether the beginning was kept."""
+def _download(url: str, part: Path, progress: Progress, task: TaskID) -> None:
+    """Ask for what is missing until the part is complete, or nothing new comes."""
     import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3 import Retry
 
-    offset = part.stat().st_size if part.exists() else 0
+    retry = Retry(RETRIES, backoff_factor=BACKOFF, status_forcelist=_RETRIED, raise_on_status=False)
+    part.touch()
+    with requests.Session() as session:
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, HTTPAdapter(max_retries=retry))
+        while True:
+            before = part.stat().st_size
+            try:
+                return _append(session, url, part, progress, task)
+            except requests.RequestException as error:  # urllib3 has retried what is worth it, but for broken answers
+                if part.stat().st_size <= before:
+                    raise _NoAnswerError(f"{url}: {_short(error)}") from error
+                log.warning("%s: %s; going on where it stopped", url, _short(error))
+
+
+def _append(session: requests.Session, url: str, part: Path, progress: Progress, task: TaskID) -> None:
+    offset = part.stat().st_size
     # identity: a compressed answer would count its range in other bytes than ours.
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={offset}-"} if offset else {})}
-    try:
-        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-            if response.status_code == 416 and offset:  # nothing after what we have; the hash tells whether that is all
-                return True
-            if response.status_code not in {200, 206}:
-                reason = f"{url} answered {response.status_code} {response.reason}"
-                raise _AttemptError(reason, again=response.status_code in _RETRIED)
-            kept = response.status_code == 206
-            if kept and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-                part.unlink(missing_ok=True)
-                raise _AttemptError(f"{url} answered with another range than asked for", again=True)
-            _append(response, part, offset if kept else 0, progress, task)
-            return kept
-    except requests.RequestException as error:
-        # A wrong address stays wrong; everything else may be the network.
-        raise _AttemptError(f"{url}: {_short(error)}", again=not isinstance(error, ValueError)) from error
-
-
-def _append(response: requests.Response, part: Path, offset: int, progress: Progress, task: TaskID) -> None:
-    length = response.headers.get("Content-Length", "")
-    progress.update(task, completed=offset, total=offset + int(length) if length.isdigit() else None)
-    with part.open("r+b" if offset else "wb") as file:
-        file.seek(offset)
-        for block in response.iter_content(_BLOCK):
-            if file.tell() + len(block) > _MAX_BYTES:
-                raise _AttemptError(f"{response.url} sends far more than MP-20 holds", again=False)
-            file.write(block)
-            progress.advance(task, len(block))
-        file.flush()
-        os.fsync(file.fileno())
+    with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        if response.status_code == 416 and offset:
+            return  # nothing after what we have; the hash tells whether that is all
+        if response.status_code not in {200, 206}:
+            raise _NoAnswerError(f"{url} answered {response.status_code} {response.reason}")
+        kept = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+        if response.status_code == 206 and not kept:
+            raise _NoAnswerError(f"{url} answered with another range than asked for")
+        length = response.headers.get("Content-Length", "")
+        start = offset if response.status_code == 206 else 0
+        progress.update(task, completed=start, total=start + int(length) if length.isdigit() else None)
+        with part.open("r+b" if start else "wb") as file:
+            file.seek(start)
+            for block in response.iter_content(_BLOCK):
+                if file.tell() + len(block) > _MAX_BYTES:
+                    raise _NoAnswerError(f"{url} sends far more than MP-20 holds")
+                file.write(block)
+                file.flush()  # what has come stays, also where this process is killed
+                progress.advance(task, len(block))
 
 
 def _short(error: Exception) -> str:
@@ -228,46 +204,3 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=Console(stderr=True))
-
-
-# ---- parts: each belongs to one process, or is free -----------------------------------------------------------------
-
-
-def _free_part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
-
-
-def _claim_part(path: Path) -> Path:
-    """Return a part of our own: the largest one that nobody writes to any more, taken over by renaming it, or none yet.
-
-    Renaming is what makes this safe without a lock: of two processes that want the same part, one finds it gone.
-    """
-    host = "".join(letter if letter.isalnum() or letter == "-" else "_" for letter in socket.gethostname())
-    own = path.with_name(f".{path.name}.{host}.{os.getpid()}.{secrets.token_hex(4)}.part")
-    sizes: dict[Path, int] = {}
-    for part in path.parent.glob(f".{path.name}*.part"):
-        try:
-            if _abandoned(part, path, host):
-                sizes[part] = part.stat().st_size
-        except FileNotFoundError:
-            continue
-    for part in sorted(sizes, key=lambda entry: sizes[entry], reverse=True):
-        if own.exists():
-            part.unlink(missing_ok=True)
-            continue
-        try:
-            part.rename(own)
-            own.touch()
-        except FileNotFoundError:
-            continue
-    return own
-
-
-def _abandoned(part: Path, path: Path, host: str) -> bool:
-    if part == _free_part(path) or time.time() - part.stat().st_mtime > STALE_AFTER:
-        return True
-    owner_host, _, rest = part.name.removeprefix(f".{path.name}.").partition(".")
-    pid = rest.partition(".")[0]
-    if owner_host != host or not pid.isdigit() or int(pid) == os.getpid():  # another thread of ours may be at it
-        return False
-    return not process_alive(int(pid))

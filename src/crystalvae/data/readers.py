@@ -1,171 +1,98 @@
-"""Readers: CDVAE-format tables, folders of CIFs, and anything ASE reads."""
+"""Crystals from anywhere: tables, CIFs, pymatgen's JSON, data sets of this package, and anything ASE reads."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
+import gzip
+import json
 import math
-import re
-import warnings
-from collections.abc import Callable, Iterator
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from numbers import Real
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from crystalvae.data.cif import CrystalError, RawCrystal, check_lattice, parse_cif
-from crystalvae.data.dataset import CrystalDataset, assemble
+from crystalvae.data.dataset import CrystalDataset, Row, assemble
+from crystalvae.data.dataset_file import load_dataset
+from crystalvae.data.tables import TABLE_SUFFIXES, table_rows
 from crystalvae.errors import DataError
 
 if TYPE_CHECKING:
-    import pandas as pd
     from ase import Atoms
 
-log = logging.getLogger(__name__)
-
-TABLE_SUFFIXES = (".csv", ".csv.gz", ".csv.bz2", ".csv.xz", ".csv.zip", ".csv.zst", ".feather", ".parquet")
-PROPERTY_NAMES = {"spacegroup.number": "spacegroup_number"}
-"""Columns whose published names cannot be written as a config key."""
-
-MISSING = ["", "nan", "NaN", "NAN", "-nan", "-NaN", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None"]
-"""What stands for a missing value in a CSV."""
+JSON_SUFFIXES = (".json", ".json.gz")
 _IDS = {"material_id", "id"}
 
-Row = tuple[str, str, Callable[[], RawCrystal], dict[str, float]]
 
-
-def read_table(
-    path: Path, *, max_atoms: int | None = None, niggli: bool = True, strict: bool = False
+def read_crystals(
+    path: Path | str,
+    *,
+    max_atoms: int | None = None,
+    niggli: bool = False,
+    unique_ids: bool = False,
+    strict: bool = False,
+    allow_empty: bool = False,
 ) -> CrystalDataset:
-    """Read a table with a `cif` column and, where present, `material_id` and numeric columns (CDVAE's format).
+    """Read crystals from a file or folder, by default as they are; what cannot be used is reported and in `skipped`.
 
-    CSV (plain or compressed), feather and parquet are told apart by their names. Numeric columns become properties.
-    Raises `DataError` where the file is missing, no table, without `cif`, or without a usable row.
+    Reads a folder of CIFs or a zip of them, a table with a `cif` column (CSV, feather, parquet), pymatgen's JSON (one
+    structure, a list, or a mapping of ids; entries with a structure too; plain or .gz), a data set of this package, and
+    any file that ASE reads (extxyz, db, POSCAR, …), all its frames. Ids are material ids where there are such, else
+    names of files or numbers; numeric columns of tables and numbers in ASE's `info` become properties.
+
+    Args:
+        path: File or folder.
+        max_atoms: Skip crystals with more atoms than this.
+        niggli: Reduce cells (Niggli) and bring them into the standard orientation, as training data are; else cells
+            stay those of the file.
+        unique_ids: Skip crystals whose id was seen before.
+        strict: Raise `DataError` for the first crystal that cannot be used, instead of skipping it.
+        allow_empty: Return an empty set where no crystal can be used, instead of raising `DataError`.
+
+    Raises `DataError` where there is nothing to read: no such file, an empty folder, a file of no known kind.
     """
-    return assemble(table_rows(path), source=str(path), max_atoms=max_atoms, niggli=niggli, strict=strict)
-
-
-def table_rows(path: Path) -> Iterator[Row]:
-    """Return the rows of a table, their crystals not yet parsed; `DataError` where it is none."""
-    frame, malformed = _read_frame(path)
-    if "cif" not in frame.columns:
-        found = ", ".join(map(repr, list(frame.columns)[:12])) or "none"
-        raise DataError(f"{path}: no column 'cif'; found {found[:500]}. Expected CDVAE's format: material_id, cif, …")
-    if frame.columns.duplicated().any():
-        raise DataError(f"{path}: two columns are named {frame.columns[frame.columns.duplicated()][0]!r}; rename one")
-    if frame.empty:
-        raise DataError(f"{path}: the table has no rows")
-    return _table_rows(path, frame, malformed)
-
-
-def _read_frame(path: Path) -> tuple[pd.DataFrame, dict[int, str]]:
-    """Return the table, and by number (from 1) the rows of a CSV that have more fields than its header, with why."""
-    import pandas as pd
-
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    if not path.name.endswith(TABLE_SUFFIXES):
-        raise DataError(f"{path}: unknown kind of table; expected one of {', '.join(TABLE_SUFFIXES)}")
-    try:
-        if path.suffix in {".feather", ".parquet"}:
-            return _read_columns(path), {}
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            frame = _read_csv(path)
-    except pd.errors.EmptyDataError as error:
-        raise DataError(f"{path}: the file is empty") from error
-    except Exception as error:  # parsers of damaged bytes raise nearly anything; all of it means this
-        raise DataError(f"{path}: not a readable table ({' '.join(str(error).split())[:200]})") from error
-    # pandas counts records, the header first: "Skipping line 3: expected 9 fields, saw 10" is row 2.
-    lines = re.findall(r"Skipping line (\d+): (.*)", "\n".join(str(warning.message) for warning in caught))
-    return frame, {int(line) - 1: reason for line, reason in lines}
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    # Ids stay text: "NaN" is one (sodium nitride's formula), and 0012 is not 12. pandas 3 drops "NaN" in spite of a
-    # converter, so every other column is told by name what stands for a missing value.
-    header = pd.read_csv(path, nrows=0, encoding_errors="replace").columns
-    return pd.read_csv(
-        path,
-        low_memory=False,
-        encoding_errors="replace",
-        on_bad_lines="warn",
-        dtype={"material_id": str},
-        keep_default_na=False,
-        na_values={name: MISSING for name in header if name != "material_id"},
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; expected CIFs, a table with a cif column, JSON, extxyz or db")
+    if path.suffix == ".safetensors" and not (niggli or unique_ids or max_atoms is not None):
+        return replace(load_dataset(path), skipped=())  # what was skipped on the way into it is not in this file
+    return assemble(
+        _rows(path),
+        source=str(path),
+        max_atoms=max_atoms,
+        niggli=niggli,
+        unique_ids=unique_ids,
+        strict=strict,
+        allow_empty=allow_empty,
     )
 
 
-def _read_columns(path: Path) -> pd.DataFrame:
-    import pyarrow.feather
-    import pyarrow.parquet
-
-    read = pyarrow.feather.read_table if path.suffix == ".feather" else pyarrow.parquet.read_table
-    table = read(path, memory_map=False)
-    table.validate(full=True)  # damaged offsets would otherwise be followed into foreign memory
-    return table.to_pandas()
-
-
-def _table_rows(path: Path, frame: pd.DataFrame, malformed: dict[int, str]) -> Iterator[Row]:
-    numeric = _numeric_columns(path, frame)
-    ids = frame["material_id"].tolist() if "material_id" in frame.columns else [None] * len(frame)
-    number = 0
-    for position, (crystal_id, cif) in enumerate(zip(ids, frame["cif"].tolist(), strict=True)):
-        number += 1
-        while number in malformed:
-            yield str(number), "?", partial(_refuse_row, malformed[number]), {}
-            number += 1
-        missing = crystal_id in {None, ""} or crystal_id != crystal_id  # noqa: PLR0124  pandas puts NaN there
-        name = f"row-{number}" if missing else str(crystal_id)
-        yield str(number), name, partial(_parse_cell, cif), {key: values[position] for key, values in numeric.items()}
-    for number in sorted(entry for entry in malformed if entry > number):
-        yield str(number), "?", partial(_refuse_row, malformed[number]), {}
+def _rows(path: Path) -> Iterator[Row]:
+    if path.is_dir():
+        return _folder_rows(path)
+    if path.name.endswith(TABLE_SUFFIXES):
+        return table_rows(path)
+    if path.suffix == ".safetensors":
+        return _dataset_rows(load_dataset(path))
+    if path.suffix == ".zip":
+        return _zip_rows(path)
+    if path.name.endswith(JSON_SUFFIXES):
+        return _json_rows(path)
+    return _ase_rows(path)
 
 
-def _numeric_columns(path: Path, frame: pd.DataFrame) -> dict[str, list[float]]:
-    import pandas as pd
-
-    columns: dict[str, list[float]] = {}
-    for column in map(str, frame.columns):
-        name = PROPERTY_NAMES.get(column, column)
-        # An unnamed or repeated index column carries nothing; "." in a name cannot be addressed from a config.
-        if column in {"cif", "material_id", ""} or column.startswith("Unnamed") or "." in name:
-            continue
-        if not pd.api.types.is_numeric_dtype(frame[column].dtype):
-            continue
-        values = frame[column].to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
-        huge = np.abs(values) > np.finfo(np.float32).max
-        if huge.any():
-            log.warning("%s: column %r has %d values beyond float32, taken as missing", path, column, int(huge.sum()))
-            values[huge] = np.nan
-        columns[name] = values.tolist()
-    return columns
+def _dataset_rows(dataset: CrystalDataset) -> Iterator[Row]:
+    properties = {name: values.tolist() for name, values in dataset.crystals.properties.items()}
+    for position, (crystal_id, arrays) in enumerate(zip(dataset.ids, dataset.crystals.to_arrays(), strict=True)):
+        yield crystal_id, partial(RawCrystal, *arrays), {name: values[position] for name, values in properties.items()}
 
 
-def _parse_cell(cif: object) -> RawCrystal:
-    if isinstance(cif, str) and cif.strip():
-        return parse_cif(cif)
-    empty = isinstance(cif, str) or cif is None or cif != cif  # noqa: PLR0124  NaN is what pandas puts there
-    raise CrystalError("the cif cell is empty" if empty else f"the cif cell holds {str(cif)[:40]!r}, no CIF")
-
-
-def _refuse_row(reason: str) -> RawCrystal:
-    raise CrystalError(f"malformed row: {reason}")
-
-
-def read_cif_folder(
-    folder: Path, *, max_atoms: int | None = None, niggli: bool = True, strict: bool = False
-) -> CrystalDataset:
-    """Read every `*.cif` of a folder, in the order of their names; ids are the names without `.cif`."""
-    return assemble(cif_rows(folder), source=str(folder), max_atoms=max_atoms, niggli=niggli, strict=strict)
-
-
-def cif_rows(folder: Path) -> Iterator[Row]:
-    """Return a row for every `*.cif` of a folder, not yet read; `DataError` where there is none."""
+def _folder_rows(folder: Path) -> Iterator[Row]:
     paths = sorted(folder.glob("*.cif")) if folder.is_dir() else []
     if not paths:
         raise DataError(f"{folder}: expected a folder with *.cif files, found none")
@@ -176,20 +103,12 @@ def cif_rows(folder: Path) -> Iterator[Row]:
         except OSError as error:
             raise CrystalError(f"cannot be read: {error.strerror}") from error
 
-    return ((path.name, path.stem, partial(read, path), {}) for path in paths)
+    return ((path.stem, partial(read, path), {}) for path in paths)
 
 
-def read_ase(path: Path, *, max_atoms: int | None = None, niggli: bool = True, strict: bool = False) -> CrystalDataset:
-    """Read a file that ASE reads (extxyz, db, POSCAR, …), all its frames; numbers in `info` become properties."""
-    return assemble(ase_rows(path), source=str(path), max_atoms=max_atoms, niggli=niggli, strict=strict)
-
-
-def ase_rows(path: Path) -> Iterator[Row]:
-    """Return a row for every frame of a file that ASE reads; `DataError` where it cannot."""
+def _ase_rows(path: Path) -> Iterator[Row]:
     import ase.io
 
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
     try:
         frames = _read_database(path) if path.suffix == ".db" else cast("list[Atoms]", ase.io.read(path, index=":"))
     except Exception as error:  # ASE's readers raise nearly anything on damaged files
@@ -224,14 +143,92 @@ def _ase_row(path: Path, number: int, atoms: Atoms) -> Row:
         check_lattice(np.asarray(atoms.cell))
         return RawCrystal(atoms.numbers, atoms.get_scaled_positions(wrap=False), np.asarray(atoms.cell))
 
-    return str(number), crystal_id, read, properties
+    return crystal_id, read, properties
 
 
-def content_key(paths: list[Path], **options: object) -> str:
-    """Return a short key for the content of files and the options they are read with."""
-    digest = hashlib.sha256(repr(sorted(options.items())).encode())
-    for path in paths:
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+def _zip_rows(path: Path) -> Iterator[Row]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(name for name in archive.namelist() if name.endswith(".cif"))
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"{path}: not a readable zip ({error})") from error
+    if not names:
+        raise DataError(f"{path}: expected a zip with *.cif files, found none")
+
+    def read(name: str) -> RawCrystal:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return parse_cif(archive.read(name).decode("utf-8", errors="replace"))
+        except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError) as error:
+            raise CrystalError(f"cannot be read: {error}") from error
+
+    return ((PurePosixPath(name).stem, partial(read, name), {}) for name in names)
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    try:
+        data = path.read_bytes()
+        content = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable JSON ({' '.join(str(error).split())[:200]})") from error
+    if isinstance(content, Mapping) and _structure_of(content) is None:
+        wrapped = next((content[key] for key in ("structures", "entries", "crystals") if key in content), None)
+        content = content if wrapped is None else wrapped
+    if isinstance(content, Mapping) and _structure_of(content) is not None:
+        content = [content]
+    entries = list(content.items()) if isinstance(content, Mapping) else None
+    if entries is None and isinstance(content, list):
+        entries = [(_id_of(entry, position), entry) for position, entry in enumerate(content)]
+    if not entries:
+        raise DataError(
+            f"{path}: expected pymatgen structures in JSON, one, a list or a mapping of ids; got {str(content)[:60]!r}"
+        )
+
+    def rows() -> Iterator[Row]:
+        for crystal_id, entry in entries:
+            # A list under an id holds the candidates of that one target.
+            for candidate in entry if isinstance(entry, list) else [entry]:
+                read: Callable[[], RawCrystal] = partial(_from_dict, candidate)
+                yield str(crystal_id), read, {}
+
+    return rows()
+
+
+def _id_of(entry: object, position: int) -> str:
+    if isinstance(entry, Mapping):
+        properties = entry.get("properties")
+        for place in (entry, properties if isinstance(properties, Mapping) else {}):
+            for key in ("material_id", "entry_id", "id"):
+                if isinstance(place.get(key), (str, int)):
+                    return str(place[key])
+    return f"row-{position + 1}"
+
+
+def _structure_of(entry: object) -> Mapping[str, object] | None:
+    if not isinstance(entry, Mapping):
+        return None
+    if "lattice" in entry and "sites" in entry:
+        return entry
+    return _structure_of(entry.get("structure"))
+
+
+def _from_dict(entry: object) -> RawCrystal:
+    from pymatgen.core import Structure
+
+    found = _structure_of(entry)
+    if found is None:
+        raise CrystalError(f"no pymatgen structure: {str(entry)[:60]!r}")
+    try:
+        structure = Structure.from_dict(dict(found))
+        if not structure.is_ordered:
+            return _refuse("partial occupancies")
+        numbers = np.array([site.specie.Z for site in structure], dtype=np.int64)
+        return RawCrystal(numbers, np.array(structure.frac_coords), np.array(structure.lattice.matrix))
+    except CrystalError:
+        raise
+    except Exception as error:  # damaged dictionaries raise nearly anything
+        raise CrystalError(f"no pymatgen structure: {' '.join(str(error).split())[:200]}") from error
+
+
+def _refuse(reason: str) -> RawCrystal:
+    raise CrystalError(reason)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
 from crystalvae.data.dataset import READER_VERSION, CrystalDataset
-from crystalvae.data.dataset_file import cached, load_dataset
-from crystalvae.data.readers import TABLE_SUFFIXES, content_key, read_ase, read_cif_folder, read_table
+from crystalvae.data.dataset_file import cached
+from crystalvae.data.readers import read_crystals
+from crystalvae.data.tables import TABLE_SUFFIXES
 from crystalvae.errors import ConfigError, DataError
+from crystalvae.files import files_key
 
 log = logging.getLogger(__name__)
 
@@ -93,13 +95,13 @@ class TableSource:
         if not path.is_file():
             raise DataError(f"{self.name}, split {split}: no such file {path}")
         options = {"max_atoms": self.max_atoms, "strict": self.strict, "reader": READER_VERSION}
-        target = self.cache / self.name / f"{split}-{content_key([path], **options)}.safetensors"
-        return cached(target, lambda: _read_logged(path, self.max_atoms, self.strict))
+        target = self.cache / self.name / f"{split}-{files_key([path], **options)}.safetensors"
+        return cached(target, lambda: _read(path, self.max_atoms, self.strict))
 
 
-def _read_logged(path: Path, max_atoms: int | None, strict: bool) -> CrystalDataset:
+def _read(path: Path, max_atoms: int | None, strict: bool) -> CrystalDataset:
     log.info("reading %s", path)
-    return read_table(path, max_atoms=max_atoms, strict=strict)
+    return read_crystals(path, max_atoms=max_atoms, niggli=True, unique_ids=True, strict=strict)
 
 
 class MP20(TableSource):
@@ -126,7 +128,7 @@ class MP20(TableSource):
 
 
 class FileSource:
-    """A folder of CIFs, or a file that ASE reads, divided at random by `seed` into train, val and test."""
+    """Crystals from anywhere (`data.readers.read_crystals`), divided at random by `seed` into train, val and test."""
 
     def __init__(
         self,
@@ -142,7 +144,7 @@ class FileSource:
     ) -> None:
         if not path:
             raise ConfigError(
-                "data.source.path: got nothing; expected a folder of CIFs, or a file that ASE reads: "
+                "data.source.path: got nothing; expected a folder of CIFs, a table, JSON, or a file that ASE reads: "
                 "data=files data.source.path=…"
             )
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
@@ -159,8 +161,10 @@ class FileSource:
         if not self.source.exists():
             raise DataError(f"data.source.path: no such file or folder {self.source}")
         files = sorted(self.source.glob("*.cif")) if self.source.is_dir() else [self.source]
-        key = content_key(files, max_atoms=self.max_atoms, strict=self.strict, reader=READER_VERSION)
-        everything = cached(self.cache / self.name / f"all-{key}.safetensors", self._read)
+        key = files_key(files, max_atoms=self.max_atoms, strict=self.strict, reader=READER_VERSION)
+        everything = cached(
+            self.cache / self.name / f"all-{key}.safetensors", lambda: _read(self.source, self.max_atoms, self.strict)
+        )
         order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(self.seed)).tolist()
         first, counts = 0, {name: round(share * len(order)) for name, share in self.fractions.items()}
         chosen: dict[str, list[int]] = {}
@@ -171,11 +175,6 @@ class FileSource:
         if not chosen[split]:
             raise DataError(f"{self.source}: no crystals left for split {split} of {len(everything)}")
         return everything.subset(sorted(chosen[split]))
-
-    def _read(self) -> CrystalDataset:
-        log.info("reading %s", self.source)
-        read: Callable[..., CrystalDataset] = read_cif_folder if self.source.is_dir() else read_ase
-        return read(self.source, max_atoms=self.max_atoms, strict=self.strict)
 
 
 class PrototypeSource:
@@ -215,17 +214,6 @@ class PrototypeSource:
                 except OSError as error:
                     log.warning("could not keep the dataset cache at %s (%s)", path, error)
         return datasets[split]
-
-
-def read_anything(path: Path, *, max_atoms: int | None = None, strict: bool = False) -> CrystalDataset:
-    """Read crystals from a table, a folder of CIFs, a saved dataset, or a file that ASE reads."""
-    if path.is_dir():
-        return read_cif_folder(path, max_atoms=max_atoms, strict=strict)
-    if path.name.endswith(TABLE_SUFFIXES):
-        return read_table(path, max_atoms=max_atoms, strict=strict)
-    if path.suffix == ".safetensors":
-        return load_dataset(path)
-    return read_ase(path, max_atoms=max_atoms, strict=strict)
 
 
 def atom_count_distribution(num_atoms: Sequence[int]) -> dict[int, int]:

@@ -1,17 +1,38 @@
-"""The one place where moyo is asked for the symmetry of a crystal; free of torch, for worker processes."""
+"""Crystal systems, and the one place where moyo is asked for symmetry; imports no torch, for worker processes."""
 
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from jaxtyping import Float, Int
     from moyopy import MoyoDataset
+    from torch import Tensor
 
+CRYSTAL_SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
+_FIRST_SPACE_GROUPS = (1, 3, 16, 75, 143, 168, 195)
 MIN_TRANSLATION = 10.0
 """The shortest lattice vector must be so many times the tolerance; real ones are 20 times the usual 0.1 Å and more."""
+
+
+def crystal_system(number: int) -> str:
+    """Return the crystal system of a space group number, 1 to 230 (International Tables A, table 2.1.1.1)."""
+    if not 1 <= number <= 230:
+        raise ValueError(f"space group number: expected 1 to 230, got {number}")
+    return CRYSTAL_SYSTEMS[bisect_right(_FIRST_SPACE_GROUPS, number) - 1]
+
+
+def crystal_system_indices(space_groups: Float[Tensor, "B"] | Int[Tensor, "B"]) -> Int[Tensor, "B"]:
+    """Return the place in `CRYSTAL_SYSTEMS` of each space group 1..230, and -1 for what is not one (NaN too)."""
+    import torch
+
+    numbers = torch.nan_to_num(space_groups.float(), nan=0.0).long()
+    system = torch.searchsorted(torch.tensor(_FIRST_SPACE_GROUPS, device=numbers.device), numbers, right=True) - 1
+    return torch.where((numbers >= 1) & (numbers <= 230), system, torch.full_like(system, -1))
 
 
 def moyo_dataset(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, tolerance: float) -> MoyoDataset:

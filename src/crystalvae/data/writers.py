@@ -5,22 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import re
 import sqlite3
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gemmi
 import numpy as np
-import torch
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.data.lattice import lattice_from_parameters, lattice_to_parameters
+from crystalvae.data.composition import GRAM_PER_CM3, formulas_and_masses
+from crystalvae.data.file_records import CELL_DECIMALS, DECIMALS, LAST_ELEMENT, FileRecord, cif_text, file_records
 from crystalvae.errors import ConfigError, DataError
 from crystalvae.output_dir import MANIFEST_NAME, WRITER, check_output_dir, staged_output
 
@@ -31,33 +27,14 @@ __all__ = ["FORMATS", "check_output_dir", "default_ids", "write_crystals"]
 
 log = logging.getLogger(__name__)
 
-DECIMALS = 8
-"""Decimals of cell lengths (Å), angles (degrees), fractional and Cartesian coordinates (Å) in every file."""
-CELL_DECIMALS = 10
-"""Decimals of the components of the cell vectors (Å)."""
-MIN_VOLUME = 1e-3
-"""Cells smaller than this (Å^3) cannot be read back from lengths and angles."""
 SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-
-
-@dataclass(frozen=True)
-class _Record:
-    """One crystal as every format writes it: already rounded, right-handed, c along z and a in the xz plane."""
-
-    id: str
-    symbols: list[str]
-    numbers: np.ndarray
-    frac_coords: np.ndarray
-    cart_coords: np.ndarray
-    cell: np.ndarray
-    parameters: np.ndarray
 
 
 def write_crystals(
     crystals: CrystalBatch,
     output_dir: Path | str,
     *,
-    table: pd.DataFrame,
+    table: pd.DataFrame | None = None,
     formats: Sequence[str] = ("cif",),
     ids: Sequence[str] | None = None,
     overwrite: bool = False,
@@ -69,8 +46,9 @@ def write_crystals(
         crystals: The crystals, in the order in which they are numbered.
         output_dir: New or empty folder; see `check_output_dir` for what is refused and `staged_output` for how it
             comes to be complete or not at all.
-        table: One row a crystal, as `evaluation.validity.structure.describe` gives it, with more columns if wanted;
-            `samples.csv` is `id` and these columns.
+        table: One row per crystal of what `samples.csv` shall say beside ids, such as `describe` of
+            `evaluation.validity.structure`. Of `formula`, `atoms`, `volume` (Å^3) and `density` (g/cm^3) those that it
+            lacks follow.
         formats: Any of `cif` (one `<id>.cif` each), `poscar` (one `<id>.vasp` each), `extxyz` (`samples.extxyz`) and
             `db` (ASE's `samples.db`); empty for the table alone.
         ids: File names without suffix, else 0000, 0001, … with as many digits as are needed, at least four.
@@ -93,7 +71,8 @@ def write_crystals(
     """
     names = default_ids(len(crystals)) if ids is None else list(ids)
     _check_arguments(crystals, table, formats, names)
-    records = _records(crystals, names)
+    host = crystals.detach().to("cpu")
+    records = file_records(host.atom_types, host.frac_coords, host.lattices, host.num_atoms, names)
     if len(records) < len(crystals):
         missing = sorted(set(names) - {record.id for record in records})
         log.warning(
@@ -104,8 +83,9 @@ def write_crystals(
 
     with staged_output(output_dir, overwrite=overwrite) as folder:
         files = [name for key in FORMATS if key in formats for name in FORMATS[key](records, folder)]
-        rows = table.reset_index(drop=True)
-        rows.insert(0, "id", pd.Series(names, dtype=object))
+        given = {} if table is None else table.reset_index(drop=True)
+        own = {name: values for name, values in _facts(host).items() if name not in given}
+        rows = pd.DataFrame({"id": pd.Series(names, dtype=object), **given, **own})
         rows.to_csv(folder / "samples.csv", index=False, float_format="%.8g", lineterminator="\n")
         files += ["samples.csv", MANIFEST_NAME]
         manifest = {
@@ -126,10 +106,21 @@ def default_ids(count: int) -> list[str]:
     return [f"{index:0{digits}d}" for index in range(count)]
 
 
-def _check_arguments(crystals: CrystalBatch, table: pd.DataFrame, formats: Sequence[str], ids: list[str]) -> None:
+def _facts(crystals: CrystalBatch) -> dict[str, Sequence[object]]:
+    counts = crystals.num_atoms.numpy()
+    formulas, masses = formulas_and_masses(crystals.atom_types.numpy(), counts)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        volumes = np.abs(np.linalg.det(crystals.lattices.double().numpy()))
+        density = masses / volumes * GRAM_PER_CM3
+    return {"formula": formulas, "atoms": counts.tolist(), "volume": volumes.tolist(), "density": density.tolist()}
+
+
+def _check_arguments(
+    crystals: CrystalBatch, table: pd.DataFrame | None, formats: Sequence[str], ids: list[str]
+) -> None:
     if isinstance(formats, str) or not set(formats) <= set(FORMATS):
         raise ConfigError(f"formats={formats!r}: expected a list of some of {', '.join(FORMATS)}")
-    if len(table) != len(crystals) or "id" in table.columns:
+    if table is not None and (len(table) != len(crystals) or "id" in table.columns):
         raise DataError(
             f"table: expected one row for each of {len(crystals)} crystals and no column 'id', "
             f"got {len(table)} rows and columns {list(table.columns)}"
@@ -140,94 +131,26 @@ def _check_arguments(crystals: CrystalBatch, table: pd.DataFrame, formats: Seque
             f"ids: expected {len(crystals)} names, all different (upper and lower case count as the same), of letters, "
             f"digits and ._+- only; got {len(ids)}" + (f", among them {unusable[0]!r}" if unusable else "")
         )
-    unknown = (crystals.atom_types < 1) | (crystals.atom_types > 118)
+    unknown = (crystals.atom_types < 1) | (crystals.atom_types > LAST_ELEMENT)
     if bool(unknown.any()):
         atom = int(unknown.nonzero()[0])
         raise DataError(
             f"crystal {ids[int(crystals.batch[atom])]}, atom {int(crystals.token_idx[atom])}: atomic number "
-            f"{int(crystals.atom_types[atom])} is no element; expected 1 to 118. Nothing was written"
+            f"{int(crystals.atom_types[atom])} is no element; expected 1 to {LAST_ELEMENT}. Nothing was written"
         )
-
-
-def _records(crystals: CrystalBatch, ids: list[str]) -> list[_Record]:
-    host = crystals.detach().to("cpu")
-    lattices, frac_coords = host.lattices.double(), host.frac_coords.double()
-    # -f · -L = f · L: the same atoms in a right-handed cell, so that lengths and angles say everything.
-    sign = torch.where(torch.linalg.det(lattices) < 0, -1.0, 1.0).double()
-    lengths, angles = lattice_to_parameters(lattices * sign[:, None, None])
-    lengths, degrees = lengths.round(decimals=DECIMALS), torch.rad2deg(angles).round(decimals=DECIMALS)
-    cells = lattice_from_parameters(lengths, torch.deg2rad(degrees)).round(decimals=CELL_DECIMALS) + 0.0
-    # Rounded first, so that 1 - 1e-12 becomes 0 and not 1; adding 0.0 makes -0.0 into 0.0.
-    frac_coords = torch.remainder((frac_coords * sign[host.batch, None]).round(decimals=DECIMALS), 1.0)
-    frac_coords = frac_coords.round(decimals=DECIMALS) + 0.0
-    cart_coords = torch.einsum("ni,nij->nj", frac_coords, cells[host.batch]).round(decimals=DECIMALS) + 0.0
-    parameters = torch.cat((lengths, degrees), dim=-1)
-    counts = host.num_atoms.tolist()
-    usable = torch.isfinite(parameters).all(-1) & (torch.linalg.det(cells) >= MIN_VOLUME) & (host.num_atoms > 0)
-    bad_atoms = host.batch[~torch.isfinite(cart_coords).all(-1)]
-    usable[bad_atoms] = False
-    symbols = [gemmi.Element(number).name for number in range(119)]
-    pieces = zip(
-        usable.tolist(), ids, host.atom_types.split(counts), frac_coords.split(counts), cart_coords.split(counts),
-        cells.numpy(), parameters.numpy(), strict=True,
-    )  # fmt: skip
-    return [
-        _Record(name, [symbols[z] for z in numbers.tolist()], numbers.numpy(), frac.numpy(), cart.numpy(), cell, values)
-        for keep, name, numbers, frac, cart, cell, values in pieces
-        if keep
-    ]
 
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _write_cif(records: list[_Record], folder: Path) -> list[str]:
-    from pymatgen.core import Composition
-
+def _write_cif(records: list[FileRecord], folder: Path) -> list[str]:
     for record in records:
-        counts = {symbol: record.symbols.count(symbol) for symbol in dict.fromkeys(record.symbols)}
-        units = math.gcd(*counts.values())
-        with warnings.catch_warnings():  # pymatgen sorts by electronegativity, and warns of noble gases
-            warnings.filterwarnings("ignore", message="No Pauling electronegativity")
-            formula = Composition(counts).reduced_formula
-        block = gemmi.cif.Block(record.id)
-        pairs = zip(
-            ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma"),
-            record.parameters.tolist(),
-            strict=True,
-        )
-        for name, value in pairs:
-            block.set_pair(f"_cell_{name}", f"{value:.{DECIMALS}f}")
-        block.set_pair("_cell_volume", f"{np.linalg.det(record.cell):.{DECIMALS}f}")
-        block.set_pair("_cell_formula_units_Z", str(units))
-        block.set_pair("_symmetry_space_group_name_H-M", "'P 1'")
-        block.set_pair("_symmetry_Int_Tables_number", "1")
-        block.set_pair("_chemical_formula_structural", formula)
-        block.set_pair("_chemical_formula_sum", gemmi.cif.quote(_formula_sum(counts, units)))
-        symmetry = block.init_loop("_symmetry_equiv_pos_", ["site_id", "as_xyz"])
-        symmetry.add_row(["1", "'x, y, z'"])
-        sites = block.init_loop(
-            "_atom_site_",
-            ["type_symbol", "label", "symmetry_multiplicity", "fract_x", "fract_y", "fract_z", "occupancy"],
-        )
-        x, y, z = ([f"{value:.{DECIMALS}f}" for value in column] for column in record.frac_coords.T.tolist())
-        labels = [f"{symbol}{index}" for index, symbol in enumerate(record.symbols)]
-        ones = ["1"] * len(labels)
-        sites.set_all_values([record.symbols, labels, ones, x, y, z, ones])
-        _write_text(folder / f"{record.id}.cif", block.as_string())
+        _write_text(folder / f"{record.id}.cif", cif_text(record))
     return [f"{record.id}.cif" for record in records]
 
 
-def _formula_sum(counts: Mapping[str, int], units: int) -> str:
-    # Hill order, as the CIF dictionary has it: with carbon C and H first, else by the alphabet.
-    order = sorted(
-        counts, key=lambda symbol: ("C" in counts and symbol != "C", "C" in counts and symbol != "H", symbol)
-    )
-    return " ".join(f"{symbol}{counts[symbol] // units}" for symbol in order)
-
-
-def _write_poscar(records: list[_Record], folder: Path) -> list[str]:
+def _write_poscar(records: list[FileRecord], folder: Path) -> list[str]:
     for record in records:
         runs: list[list[str]] = []
         for symbol in record.symbols:
@@ -248,7 +171,7 @@ def _write_poscar(records: list[_Record], folder: Path) -> list[str]:
     return [f"{record.id}.vasp" for record in records]
 
 
-def _write_extxyz(records: list[_Record], folder: Path) -> list[str]:
+def _write_extxyz(records: list[FileRecord], folder: Path) -> list[str]:
     from ase import Atoms
     from ase.io.extxyz import write_extxyz
 
@@ -261,7 +184,7 @@ def _write_extxyz(records: list[_Record], folder: Path) -> list[str]:
     return ["samples.extxyz"]
 
 
-def _write_db(records: list[_Record], folder: Path) -> list[str]:
+def _write_db(records: list[FileRecord], folder: Path) -> list[str]:
     from ase.db import connect
     from ase.db.row import AtomsRow
 
@@ -291,7 +214,7 @@ def _write_db(records: list[_Record], folder: Path) -> list[str]:
     return ["samples.db"]
 
 
-FORMATS: dict[str, Callable[[list[_Record], Path], list[str]]] = {
+FORMATS: dict[str, Callable[[list[FileRecord], Path], list[str]]] = {
     "cif": _write_cif,
     "extxyz": _write_extxyz,
     "poscar": _write_poscar,

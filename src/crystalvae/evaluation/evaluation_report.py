@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from crystalvae.errors import DataError
 from crystalvae.evaluation.inputs import CrystalSet
 from crystalvae.evaluation.metric import Metric, Section
 from crystalvae.evaluation.speed import describe_machine
+from crystalvae.files import installed_versions
 
 Kind = Literal["reconstruction", "csp", "generation"]
 FORMAT_VERSION = 1
@@ -32,15 +32,8 @@ def this_command() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def installed_versions() -> dict[str, str]:
-    """Return the version of Python and of those of `PACKAGES` that are installed."""
-    found = {"python": sys.version.split()[0]}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def _versions() -> dict[str, str]:
+    return {"python": sys.version.split()[0], **installed_versions(PACKAGES)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,7 +58,7 @@ class EvaluationReport:
     predictions: CrystalBatch | None = None
     command: str = field(default_factory=this_command)
     machine: Mapping[str, object] = field(default_factory=describe_machine)
-    versions: Mapping[str, str] = field(default_factory=installed_versions)
+    versions: Mapping[str, str] = field(default_factory=_versions)
     extra: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.data.writers import SAFE_ID, default_ids, write_crystals
-from crystalvae.evaluation.report.facts import LAST_ELEMENT
+from crystalvae.data.file_records import cif_text, file_records
+from crystalvae.data.writers import SAFE_ID, default_ids
 
 
 def file_names(ids: Sequence[str]) -> list[str]:
@@ -22,19 +19,10 @@ def file_names(ids: Sequence[str]) -> list[str]:
 
 def cif_texts(crystals: CrystalBatch, names: Sequence[str]) -> list[str]:
     """Return the CIF of each crystal, empty where no CIF can hold it (numbers that are not finite, no volume, …)."""
-    import pandas as pd
-
-    writable = _known_elements(crystals)
-    if not writable.any():
-        return [""] * len(crystals)
-    kept = [name for name, keep in zip(names, writable, strict=True) if keep]
-    with tempfile.TemporaryDirectory(prefix="crystalvae-cif-") as place:
-        folder = Path(place) / "cif"
-        write_crystals(crystals[np.flatnonzero(writable)], folder, table=pd.DataFrame(index=range(len(kept))), ids=kept)
-        return [
-            path.read_text(encoding="utf-8") if keep and (path := folder / f"{name}.cif").is_file() else ""
-            for name, keep in zip(names, writable, strict=True)
-        ]
+    host = crystals.detach().to("cpu")
+    records = file_records(host.atom_types, host.frac_coords, host.lattices, host.num_atoms, names)
+    texts = {record.id: cif_text(record) for record in records}
+    return [texts.get(name, "") for name in names]
 
 
 def write_archive(path: Path, texts: Sequence[str], names: Sequence[str], ids: Sequence[str]) -> int:
@@ -60,11 +48,3 @@ def _add(archive: zipfile.ZipFile, name: str, text: str) -> None:
     entry.compress_type = zipfile.ZIP_DEFLATED
     entry.external_attr = 0o644 << 16
     archive.writestr(entry, text)
-
-
-def _known_elements(crystals: CrystalBatch) -> np.ndarray:
-    known = np.ones(len(crystals), dtype=bool)
-    host = crystals.detach().to("cpu")
-    strange = (host.atom_types < 1) | (host.atom_types > LAST_ELEMENT)
-    known[host.batch[strange].numpy()] = False
-    return known & (host.num_atoms.numpy() > 0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.data.units import GRAM_PER_CM3
+from crystalvae.data.composition import GRAM_PER_CM3
 from crystalvae.evaluation.report.scene import Scene, scene
 
 Columns = Mapping[str, Sequence[object]]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from crystalvae.data.symmetry import CRYSTAL_SYSTEMS
 from crystalvae.evaluation.report.facts import Facts
 from crystalvae.evaluation.report.numbers import space_group_symbol
 from crystalvae.evaluation.report.style import GENERATED, INK, REFERENCE, Plot, finish, legend, new_figure
@@ -14,7 +15,6 @@ from crystalvae.evaluation.report.style import GENERATED, INK, REFERENCE, Plot, 
 BINS = 48
 MOST_FREQUENT = 20
 SIZE = (5.2, 3.1)
-CRYSTAL_SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
 
 
 def fact_plots(generated: Facts, reference: Facts, names: tuple[str, str]) -> list[Plot]:

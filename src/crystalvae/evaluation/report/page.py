@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from crystalvae.data.dataset import SkippedRow
 from crystalvae.evaluation.evaluation_report import EvaluationReport, Kind, plain_data
-from crystalvae.evaluation.inputs import Unreadable
 from crystalvae.evaluation.metric import Section
 from crystalvae.evaluation.report.cases import Group
 from crystalvae.evaluation.report.numbers import (
@@ -69,7 +69,7 @@ class InputRow:
     role: str
     name: str
     count: str
-    unreadable: Sequence[Unreadable]
+    unreadable: Sequence[SkippedRow]
     unreadable_count: int
 
 

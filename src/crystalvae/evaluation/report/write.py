@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +45,7 @@ from crystalvae.evaluation.report.periodic_table import element_plot
 from crystalvae.evaluation.report.published import published_numbers
 from crystalvae.evaluation.report.scene import BOND
 from crystalvae.evaluation.report.style import Plot, plotting
+from crystalvae.files import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -66,7 +66,7 @@ def write_report(report: EvaluationReport, output_dir: Path | str, *, html: bool
     text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, text + "\n")
+        write_text(path, text + "\n")
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}. Give another output_dir") from error
     return [path, write_html_report(report, path.parent)] if html else [path]
@@ -87,7 +87,8 @@ def write_html_report(report: EvaluationReport, output_dir: Path | str) -> Path:
         plots = _plots(report)
         for plot in plots:
             plot.write(folder / PLOTS_FOLDER)
-        return _write_whole(folder / HTML_NAME, _render(report, plots, _groups(report, texts), archives))
+        write_text(folder / HTML_NAME, _render(report, plots, _groups(report, texts), archives))
+        return folder / HTML_NAME
     except OSError as error:
         if isinstance(error, OutputError):
             raise
@@ -200,13 +201,3 @@ def _environment() -> Environment:
 
 def _asset(name: str) -> str:
     return (ASSETS / name).read_text(encoding="utf-8")
-
-
-def _write_whole(path: Path, text: str) -> Path:
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path

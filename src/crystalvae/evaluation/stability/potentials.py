@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crystalvae.errors import ConfigError, CrystalVAEError
+from crystalvae.files import file_hash, package_version
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -75,7 +75,7 @@ class Potential:
     def identity(self) -> str:
         """Return all that decides about the numbers: config, versions, and the content of files that it names."""
         arguments = json.loads(self.config)
-        files = {key: _file_hash(value) for key, value in arguments.items() if _is_file(value)}
+        files = {key: file_hash(Path(value)) for key, value in arguments.items() if _is_file(value)}
         return json.dumps({"config": arguments, "files": files, "versions": self.versions()}, sort_keys=True)
 
     def versions(self) -> dict[str, str]:
@@ -133,14 +133,9 @@ def _is_file(value: object) -> bool:
     return isinstance(value, str) and len(value) < 4096 and Path(value).is_file()
 
 
-def _file_hash(path: str) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @lru_cache(maxsize=16)
 def _version(package: str) -> str:
-    with contextlib.suppress(PackageNotFoundError):
-        return version(package)
+    if (found := package_version(package)) is not None:
+        return found
     names = sorted(set(packages_distributions().get(package, [])))  # the distribution has another name; this is slow
     return "+".join(f"{name} {version(name)}" for name in names) or "unknown"

@@ -15,7 +15,6 @@ from crystalvae.evaluation.symmetry.space_groups import (
     CRYSTAL_SYSTEMS,
     Library,
     check_library,
-    crystal_system,
     library_version,
     space_group_symbol,
     space_groups,

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 Library = Literal["moyopy", "spglib"]
 LIBRARIES: tuple[Library, ...] = ("moyopy", "spglib")
-CRYSTAL_SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
-_LAST_OF_SYSTEM = (2, 15, 74, 142, 167, 194, 230)
 REFINED_TOLERANCE = 1e-4
 """Tolerance in Å at which a symmetrised cell must have the symmetry it was given."""
 
@@ -48,13 +46,6 @@ def tolerance_name(tolerance: float) -> str:
 def library_version(library: Library) -> str:
     """Return the name and version of a symmetry library."""
     return f"{library} {version(library)}"
-
-
-def crystal_system(number: int) -> str:
-    """Return the crystal system of a space group number, 1 to 230 (International Tables A, table 2.1.1.1)."""
-    if not 1 <= number <= 230:
-        raise ValueError(f"space group number: expected 1 to 230, got {number}")
-    return CRYSTAL_SYSTEMS[next(i for i, last in enumerate(_LAST_OF_SYSTEM) if number <= last)]
 
 
 @lru_cache(maxsize=230)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.composition import GRAM_PER_CM3, formulas_and_masses
 from crystalvae.data.distances import shortest_distances
-from crystalvae.data.units import GRAM_PER_CM3
 from crystalvae.evaluation.crystal_arrays import Arrays
 from crystalvae.evaluation.parallel.runner import Runner
 
@@ -50,7 +48,7 @@ def describe(crystals: CrystalBatch) -> pd.DataFrame:
     with np.errstate(invalid="ignore", over="ignore"):
         determinants = np.linalg.det(np.where(finite_lattice[:, None, None], lattices, 0.0))
     volumes = np.where(finite_lattice, np.abs(determinants), np.nan)
-    formulas, masses = _compositions(numbers, counts, known)
+    formulas, masses = formulas_and_masses(numbers, counts)
     with np.errstate(divide="ignore", invalid="ignore"):
         densities = np.where(known, masses / volumes * GRAM_PER_CM3, np.nan)
     distances = np.full(len(counts), np.nan)
@@ -106,25 +104,3 @@ def map_valid(
     arrays = [crystal for crystal, reason in zip(crystals.to_arrays(), reasons, strict=True) if not reason]
     found = iter(runner.map(function, arrays, description=description, namespace=namespace, chunk=chunk))
     return [otherwise(reason) if reason else next(found) for reason in reasons]
-
-
-def _compositions(numbers: np.ndarray, counts: np.ndarray, known: np.ndarray) -> tuple[list[str], np.ndarray]:
-    from pymatgen.core import Composition, Element
-
-    elements = {int(z): Element.from_Z(int(z)) for z in np.unique(numbers) if 1 <= z <= 118}
-    seen: dict[bytes, tuple[str, float]] = {}
-    formulas, masses = [], np.full(len(counts), math.nan)
-    for i, atoms in enumerate(np.split(numbers, np.cumsum(counts))[:-1]):
-        key = np.sort(atoms).tobytes()
-        if key not in seen:
-            amounts = {z: int((atoms == z).sum()) for z in dict.fromkeys(atoms.tolist())}
-            named = {elements[z]: amount for z, amount in amounts.items() if z in elements}
-            composition = Composition(named)
-            with warnings.catch_warnings():  # pymatgen sorts by electronegativity, and warns of noble gases
-                warnings.filterwarnings("ignore", message="No Pauling electronegativity")
-                formula = composition.reduced_formula if known[i] and named else composition.formula.replace(" ", "")
-            unknown = sum(amount for z, amount in amounts.items() if z not in elements)
-            seen[key] = (formula + (f"X{unknown}" if unknown else ""), float(composition.weight))
-        formulas.append(seen[key][0])
-        masses[i] = seen[key][1]
-    return formulas, masses

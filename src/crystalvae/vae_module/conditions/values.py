@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from crystalvae.data.batch import MAX_ATOMIC_NUMBER, CrystalBatch
-from crystalvae.data.canonical import CRYSTAL_SYSTEMS, crystal_system
 from crystalvae.data.composition import densities, element_fractions, parse_chemical_system, parse_composition
+from crystalvae.data.symmetry import CRYSTAL_SYSTEMS, crystal_system_indices
 from crystalvae.errors import ConfigError
 
 CLASSES = {"crystal_system": CRYSTAL_SYSTEMS, "space_group": tuple(str(number) for number in range(1, 231))}
@@ -51,7 +51,7 @@ def condition_values(crystals: CrystalBatch, names: Sequence[str], *, strict: bo
             continue
         given = crystals.properties[source].float()
         if name in CLASSES:
-            system = crystal_system(given).float()
+            system = crystal_system_indices(given).float()
             number = system if name == "crystal_system" else given - 1
             given = number.masked_fill(system < 0, torch.nan)
         values[name] = given

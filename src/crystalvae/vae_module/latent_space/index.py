@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +15,9 @@ from torch import Tensor
 
 from crystalvae.checks import check_count
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.data.dataset import CrystalDataset
-from crystalvae.data.dataset_file import remove_stale_partials
+from crystalvae.data.dataset import CrystalDataset, crystals_key
 from crystalvae.errors import ConfigError
+from crystalvae.files import arrays_key, remove_stale_partials, whole_file
 from crystalvae.vae_module.latent_space.embedding import embed
 from crystalvae.vae_module.vae import CrystalVAE
 
@@ -79,7 +77,7 @@ class EmbeddingIndex:
         model = model_key(vae)
         path = None
         if cache_dir is not None:
-            key = _content_key(model, dataset.crystals, every_origin)
+            key = crystals_key(dataset.crystals, f"{model} {every_origin} {EMBEDDING_VERSION}")
             path = Path(cache_dir).expanduser() / f"embeddings-{key}.safetensors"
             if (known := _read(path, len(dataset))) is not None:
                 return cls(dataset=dataset, embeddings=known, model=model, every_origin=every_origin)
@@ -121,25 +119,7 @@ class EmbeddingIndex:
 
 def model_key(vae: CrystalVAE) -> str:
     """Return a hash of a model's weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(vae.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().to("cpu").contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _content_key(model: str, crystals: CrystalBatch, every_origin: bool) -> str:
-    digest = hashlib.sha256(f"{model} {every_origin} {EMBEDDING_VERSION}".encode())
-    for values in _tensors(crystals):
-        digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.to("cpu").contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _tensors(crystals: CrystalBatch) -> Iterator[Tensor]:
-    yield from (crystals.atom_types, crystals.frac_coords, crystals.lattices, crystals.num_atoms)
-    for name in sorted(crystals.conditions):  # an encoder may be told them
-        yield crystals.conditions[name]
+    return arrays_key((name, value.detach().to("cpu").numpy()) for name, value in sorted(vae.state_dict().items()))
 
 
 def _read(path: Path, count: int) -> Tensor | None:
@@ -154,13 +134,9 @@ def _read(path: Path, count: int) -> Tensor | None:
 
 
 def _write(path: Path, embeddings: Tensor) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         remove_stale_partials(path)
-        save_file({"embeddings": embeddings.contiguous()}, partial)
-        partial.replace(path)
+        with whole_file(path) as partial:
+            save_file({"embeddings": embeddings.contiguous()}, partial)
     except OSError as error:
         log.warning("could not keep the embeddings at %s (%s); they will be made again next time", path, error)
-    finally:
-        partial.unlink(missing_ok=True)

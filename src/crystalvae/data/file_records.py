@@ -1,0 +1,121 @@
+"""Crystals as files hold them: settled cells, rounded numbers, and the text of a CIF."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import gemmi
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crystalvae.data.lattice import lattice_from_parameters, lattice_to_parameters
+
+DECIMALS = 8
+"""Decimals of cell lengths (Å), angles (degrees), fractional and Cartesian coordinates (Å) in every file."""
+CELL_DECIMALS = 10
+"""Decimals of the components of the cell vectors (Å)."""
+MIN_VOLUME = 1e-3
+"""Cells smaller than this (Å^3) cannot be read back from lengths and angles."""
+LAST_ELEMENT = 118
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One crystal as every format writes it: already rounded, right-handed, c along z and a in the xz plane."""
+
+    id: str
+    symbols: list[str]
+    numbers: np.ndarray
+    frac_coords: np.ndarray
+    cart_coords: np.ndarray
+    cell: np.ndarray
+    parameters: np.ndarray
+
+
+def file_records(
+    atom_types: Int[Tensor, "N"],
+    frac_coords: Float[Tensor, "N 3"],
+    lattices: Float[Tensor, "B 3 3"],
+    num_atoms: Int[Tensor, "B"],
+    ids: Sequence[str],
+) -> list[FileRecord]:
+    """Return the records of those crystals that a file can hold, in order.
+
+    It cannot hold atoms of no element (0), numbers that are not finite, cells without volume, and no atoms.
+    """
+    lattices, frac_coords = lattices.double(), frac_coords.double()
+    owner = torch.repeat_interleave(torch.arange(len(num_atoms)), num_atoms)
+    # -f · -L = f · L: the same atoms in a right-handed cell, so that lengths and angles say everything.
+    sign = torch.where(torch.linalg.det(lattices) < 0, -1.0, 1.0).double()
+    lengths, angles = lattice_to_parameters(lattices * sign[:, None, None])
+    lengths, degrees = lengths.round(decimals=DECIMALS), torch.rad2deg(angles).round(decimals=DECIMALS)
+    cells = lattice_from_parameters(lengths, torch.deg2rad(degrees)).round(decimals=CELL_DECIMALS) + 0.0
+    # Rounded first, so that 1 - 1e-12 becomes 0 and not 1; adding 0.0 makes -0.0 into 0.0.
+    frac_coords = torch.remainder((frac_coords * sign[owner, None]).round(decimals=DECIMALS), 1.0)
+    frac_coords = frac_coords.round(decimals=DECIMALS) + 0.0
+    cart_coords = torch.einsum("ni,nij->nj", frac_coords, cells[owner]).round(decimals=DECIMALS) + 0.0
+    parameters = torch.cat((lengths, degrees), dim=-1)
+    usable = torch.isfinite(parameters).all(-1) & (torch.linalg.det(cells) >= MIN_VOLUME) & (num_atoms > 0)
+    usable[owner[~torch.isfinite(cart_coords).all(-1) | (atom_types < 1) | (atom_types > LAST_ELEMENT)]] = False
+    symbols = [gemmi.Element(number).name for number in range(LAST_ELEMENT + 1)]
+    counts = num_atoms.tolist()
+    pieces = zip(
+        usable.tolist(), ids, atom_types.split(counts), frac_coords.split(counts), cart_coords.split(counts),
+        cells.numpy(), parameters.numpy(), strict=True,
+    )  # fmt: skip
+    return [
+        FileRecord(
+            name, [symbols[z] for z in numbers.tolist()], numbers.numpy(), frac.numpy(), cart.numpy(), cell, values
+        )
+        for keep, name, numbers, frac, cart, cell, values in pieces
+        if keep
+    ]
+
+
+def cif_text(record: FileRecord) -> str:
+    """Return a CIF of all atoms in space group P 1, the record's id as the name of its block."""
+    from pymatgen.core import Composition
+
+    counts = {symbol: record.symbols.count(symbol) for symbol in dict.fromkeys(record.symbols)}
+    units = math.gcd(*counts.values())
+    with warnings.catch_warnings():  # pymatgen sorts by electronegativity, and warns of noble gases
+        warnings.filterwarnings("ignore", message="No Pauling electronegativity")
+        formula = Composition(counts).reduced_formula
+    block = gemmi.cif.Block(record.id)
+    pairs = zip(
+        ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma"),
+        record.parameters.tolist(),
+        strict=True,
+    )
+    for name, value in pairs:
+        block.set_pair(f"_cell_{name}", f"{value:.{DECIMALS}f}")
+    block.set_pair("_cell_volume", f"{np.linalg.det(record.cell):.{DECIMALS}f}")
+    block.set_pair("_cell_formula_units_Z", str(units))
+    block.set_pair("_symmetry_space_group_name_H-M", "'P 1'")
+    block.set_pair("_symmetry_Int_Tables_number", "1")
+    block.set_pair("_chemical_formula_structural", formula)
+    block.set_pair("_chemical_formula_sum", gemmi.cif.quote(_formula_sum(counts, units)))
+    symmetry = block.init_loop("_symmetry_equiv_pos_", ["site_id", "as_xyz"])
+    symmetry.add_row(["1", "'x, y, z'"])
+    sites = block.init_loop(
+        "_atom_site_",
+        ["type_symbol", "label", "symmetry_multiplicity", "fract_x", "fract_y", "fract_z", "occupancy"],
+    )
+    x, y, z = ([f"{value:.{DECIMALS}f}" for value in column] for column in record.frac_coords.T.tolist())
+    labels = [f"{symbol}{index}" for index, symbol in enumerate(record.symbols)]
+    ones = ["1"] * len(labels)
+    sites.set_all_values([record.symbols, labels, ones, x, y, z, ones])
+    return block.as_string()
+
+
+def _formula_sum(counts: Mapping[str, int], units: int) -> str:
+    # Hill order, as the CIF dictionary has it: with carbon C and H first, else by the alphabet.
+    order = sorted(
+        counts, key=lambda symbol: ("C" in counts and symbol != "C", "C" in counts and symbol != "H", symbol)
+    )
+    return " ".join(f"{symbol}{counts[symbol] // units}" for symbol in order)
