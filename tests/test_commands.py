@@ -89,6 +89,7 @@ def test_run_folder_says_what_happened(trained: Path):
     assert run["status"] == "finished"
     assert run["epochs"] == 6
     assert run["seed"] == 0
+    assert "src/train_vae.py data=table data.batch_size=8 " in run["command"]
     assert {"torch", "lightning", "crystalvae", "python"} <= set(run["versions"])
     assert "val/recon_loss" in run["metrics"]
     assert "d_model: 16" in (trained / "config.yaml").read_text()
@@ -156,6 +157,7 @@ def test_training_that_is_stopped_says_so_by_its_status(table: Path, tmp_path: P
     assert process.returncode == status, errors
     assert f"continue:    add resume_from={tmp_path / 'run'} to the same command" in errors  # in one line, to copy
     assert "Traceback" not in errors
+    assert "INFO: " not in errors  # Lightning's own lines, which say nothing that is asked for
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
 
 

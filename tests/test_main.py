@@ -124,7 +124,7 @@ import sys
 from crystalvae.commands import main
 main.Command.load = lambda command: {}["no such thing"]
 sys.argv[0] = "crystalvae"
-main.main(["sample", "num_samples=3"])
+main.main()
 """
 
 
@@ -133,15 +133,15 @@ def test_a_mistake_of_ours_is_told_as_one(tmp_path: Path):
     variables = {**ENVIRONMENT, "TMPDIR": str(tmp_path)}
     for more, shown in (({}, False), ({"HYDRA_FULL_ERROR": "1"}, True)):
         done = subprocess.run(
-            [sys.executable, "-c", BROKEN], cwd=tmp_path, env={**variables, **more}, capture_output=True, text=True,
-            check=False,
+            [sys.executable, "-c", BROKEN, "sample", "num_samples=3"], cwd=tmp_path, env={**variables, **more},
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 1
         assert "a mistake of crystalvae, please report it: KeyError: 'no such thing'" in done.stderr
         assert ("Traceback" in done.stderr) == shown
     kept = [path.read_text() for path in tmp_path.glob("crystalvae-*.txt")]
     assert len(kept) == 2
-    assert "# crystalvae num_samples=3" in kept[0]
+    assert "sample num_samples=3" in kept[0]
     assert "KeyError: 'no such thing'" in kept[0]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import sys
 import tempfile
 import traceback
@@ -44,10 +45,10 @@ def run_command(config_name: str, load: Callable[[], Callable[[DictConfig], str]
 
     def task(config: DictConfig) -> None:
         _set(FULL_ERROR, asked)
-        set_up_logging()
         with _reported():
             config = checked(config_name, config)
             command = load()
+            set_up_logging()  # after Lightning, which sets up its own when it is imported
             from crystalvae.checkpoints.trusted import trusting
 
             with trusting(to_plain(config.trusted_targets)):
@@ -125,7 +126,7 @@ def _kept(error: Exception) -> str:
     """Write the whole traceback to a file, and say where it is."""
     try:
         with tempfile.NamedTemporaryFile("w", prefix="crystalvae-", suffix=".txt", delete=False) as file:
-            file.write(" ".join(["# crystalvae", *sys.argv[1:], "\n"]))
+            file.write(f"# {shlex.join(sys.orig_argv)}\n")
             traceback.print_exception(error, file=file)
     except OSError:
         return f"{FULL_ERROR}=1 shows the traceback"

@@ -80,7 +80,7 @@ class RunFolder:
         except OSError as error:
             raise OutputError(f"output_dir={self.path}: cannot be written to ({error.strerror})") from error
         description = {
-            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+            "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "resumed_from": None if self.resumed_from is None else str(self.resumed_from),
             "seed": config.seed,
