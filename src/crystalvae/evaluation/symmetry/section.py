@@ -9,10 +9,10 @@ from functools import partial
 import numpy as np
 
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.symmetry import CRYSTAL_SYSTEMS, crystal_system
 from crystalvae.evaluation.metric import Metric, Section
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.symmetry.space_groups import (
-    CRYSTAL_SYSTEMS,
     Library,
     check_library,
     library_version,
