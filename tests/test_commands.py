@@ -305,9 +305,9 @@ def test_bad_requests_are_one_paragraph(trained: Path, tmp_path: Path, monkeypat
     from crystalvae.errors import CrystalVAEError
 
     monkeypatch.chdir(tmp_path)
-    config = compose("sample", [f"ckpt_path={trained / 'checkpoints' / 'best.ckpt'}", "output_dir=out", *arguments])
+    given = [f"ckpt_path={trained / 'checkpoints' / 'best.ckpt'}", "output_dir=out", *arguments]
     with pytest.raises(CrystalVAEError) as caught:
-        sample(config)
+        sample(compose("sample", given))
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
