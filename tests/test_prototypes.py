@@ -27,6 +27,7 @@ from crystalvae.data.prototypes.substitution import find_contacts, fit_cells, su
 from crystalvae.errors import ConfigError
 
 Splits = dict[str, tuple[list[str], CrystalBatch]]
+from tests.samples import shortest_distance
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +201,6 @@ def test_near_identical_prototypes_are_one_family(by_name: dict[str, Prototype])
 DIGEST = """
 import hashlib
 from crystalvae.data.prototypes.build import build_prototypes
-from tests.samples import shortest_distance
 print(hashlib.sha256(repr({k: v[0] for k, v in build_prototypes(3, 200, 4).items()}).encode()).hexdigest())
 """
 
