@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crystalvae.commands.in_python import embed, evaluate, reconstruct, sample
     from crystalvae.data.batch import CrystalBatch
     from crystalvae.data.readers import read_crystals
     from crystalvae.prior_module.latent_prior import LatentPrior
@@ -22,11 +23,26 @@ _HOMES = {
     "DiagonalGaussianDistribution": "vae_module.distribution",
     "LatentPrior": "prior_module.latent_prior",
     "VAEModule": "vae_module.vae_module",
+    "embed": "commands.in_python",
+    "evaluate": "commands.in_python",
     "read_crystals": "data.readers",
+    "reconstruct": "commands.in_python",
+    "sample": "commands.in_python",
 }
 """Public names, and the module each stands in."""
 
-__all__ = ["CrystalBatch", "DiagonalGaussianDistribution", "LatentPrior", "VAEModule", "__version__", "read_crystals"]
+__all__ = [
+    "CrystalBatch",
+    "DiagonalGaussianDistribution",
+    "LatentPrior",
+    "VAEModule",
+    "__version__",
+    "embed",
+    "evaluate",
+    "read_crystals",
+    "reconstruct",
+    "sample",
+]
 
 
 def __getattr__(name: str) -> Any:

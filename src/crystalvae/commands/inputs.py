@@ -106,18 +106,35 @@ class Inputs:
     def _data_config(self) -> DictConfig:
         if self._config.get("data") is not None:
             return self._config.data
-        folder = config_dir() / "data"
-        known = ", ".join(sorted(entry.stem for entry in folder.glob("*.yaml")))
         if self._config.ckpt_path is None:
+            known = ", ".join(_data_sets())
             raise ConfigError(f"data: say what to compare the crystals with, data=NAME, one of {known}")
         name = str(self.module().statistics.get("dataset"))
-        if not (folder / f"{name}.yaml").is_file():
+        if name not in _data_sets():
             raise ConfigError(
-                f"the checkpoint was trained on {name!r}; say which data to use, data=NAME, one of {known}"
+                f"the checkpoint was trained on {name!r}; say which data to use, data=NAME, one of "
+                f"{', '.join(_data_sets())}"
             )
-        data = OmegaConf.create({"data": OmegaConf.load(folder / f"{name}.yaml"), "seed": self._config.seed})
-        OmegaConf.resolve(data)
-        return data.data
+        return data_config(name, seed=self._config.seed)
+
+
+def data_config(name: str, *, seed: int) -> DictConfig:
+    """Return the config of a data set, `configs/data/NAME.yaml`; `ConfigError` lists them for any other name."""
+    if name not in _data_sets():
+        raise ConfigError(f"data: got {name!r}; expected one of {', '.join(_data_sets())}")
+    config = OmegaConf.create({"data": OmegaConf.load(config_dir() / "data" / f"{name}.yaml"), "seed": seed})
+    OmegaConf.resolve(config)
+    return config.data
+
+
+def data_module(name: str, *, seed: int) -> CrystalDataModule:
+    """Return the data module of a data set by its name."""
+    module: CrystalDataModule = build("data", data_config(name, seed=seed))
+    return module
+
+
+def _data_sets() -> list[str]:
+    return sorted(entry.stem for entry in (config_dir() / "data").glob("*.yaml"))
 
 
 def reconstruct_all(module: VAEModule, crystals: CrystalBatch, batch_size: int) -> CrystalBatch:
