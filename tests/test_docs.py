@@ -248,8 +248,8 @@ def test_every_sampler_option_and_condition_can_be_asked_for():
 @pytest.mark.parametrize("name", [*FAMILIES, *BOTTLENECKS])
 def test_every_option_of_the_model_is_a_config_key(name: str):
     part: Any = OmegaConf.load(CONFIGS / name)
-    # What is an option of the whole model, which hands it to the decoder or the bottleneck.
-    whole = {"atom_type_predict", "latent_dim"}
+    # What is an option of the whole model, which hands it to its parts.
+    whole = {"atom_type_predict", "latent_dim", "d_condition"}
     assert set(inspect.signature(get_method(part["_target_"])).parameters) - whole <= set(part)
 
 
