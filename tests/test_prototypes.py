@@ -25,9 +25,9 @@ from crystalvae.data.prototypes.build import build_prototypes
 from crystalvae.data.prototypes.library import Prototype, load_prototypes
 from crystalvae.data.prototypes.substitution import find_contacts, fit_cells, substitutes
 from crystalvae.errors import ConfigError
+from tests.samples import shortest_distance
 
 Splits = dict[str, tuple[list[str], CrystalBatch]]
-from tests.samples import shortest_distance
 
 
 @pytest.fixture(scope="module")

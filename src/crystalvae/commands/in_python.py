@@ -123,7 +123,7 @@ def evaluate(
 
     Args:
         generated: Crystals as for `reconstruct`; cells are taken as they are.
-        data: A data set of `configs/data`: its validation split is the reference, its training split decides on novelty.
+        data: A data set of `configs/data`: its validation split is the reference, its training split tells what is new.
         sections: Which parts; None: those of the command.
         potential: A potential of `configs/potential`, for stability.
         seed: Of the choices that parts make.
