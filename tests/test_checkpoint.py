@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -183,8 +183,8 @@ def test_a_checkpoint_is_plain_data_that_describes_itself(saved: Path) -> None:
 def test_an_interrupted_write_leaves_the_old_checkpoint(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = saved.read_bytes()
 
-    def cut_short(content: object, path: Path) -> None:
-        Path(path).write_bytes(b"half")
+    def cut_short(content: object, file: BinaryIO) -> None:
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", cut_short)

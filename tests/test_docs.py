@@ -349,7 +349,7 @@ def command_lines() -> Iterator[Any]:
     for page in [*PAGES, *ROOT.glob("README.md")]:
         blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
-            if found := COMMAND.search(line):
+            if (found := COMMAND.search(line)) and " -sc " not in line:  # completion takes no options
                 rest = line[found.end() :].partition("#")[0].partition("--cfg")[0]
                 words = re.findall(r"(?:'[^']*'|\S)+", rest)
                 yield pytest.param(

@@ -605,8 +605,8 @@ def test_a_walk_is_written_as_cifs_and_as_one_trajectory(tmp_path: Path):
     assert [len(frame) for frame in frames] == [6] * 4
     np.testing.assert_allclose([frame.get_volume() for frame in frames], path.volumes, rtol=1e-4)
     rows = (tmp_path / "walk" / "samples.csv").read_text().splitlines()
-    assert rows[0] == "id,step,fraction"
-    assert rows[2] == "0001,1,0.33333334"
+    assert rows[0] == "id,step,fraction,formula,atoms,volume,density"
+    assert rows[2].startswith("0001,1,0.33333334,")
 
 
 # ---- what is taken as crystals --------------------------------------------------------------------------------------

@@ -148,6 +148,7 @@ def test_a_mistake_of_ours_is_told_as_one(tmp_path: Path):
 STOPPED = """
 import os, signal, sys
 from crystalvae.commands import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where this runs in the background
 def load(command):
     os.kill(os.getpid(), signal.SIGINT)
     while True:

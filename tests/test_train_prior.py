@@ -302,7 +302,7 @@ def test_samples_of_the_best_checkpoint_are_as_asked(run: Path, folder: Path):
         (["sampler.solver=rk4"], "sampler.solver: got 'rk4'"),
         (["sampler.solver=heun", "sampler.stochasticity=0.5"], "set stochasticity=0 or solver=euler"),
         (["sampler.stochasticity=2"], "sampler.stochasticity: got 2"),
-        (["+sampler.step=3"], "sampler: unknown step"),
+        (["+sampler.step=3"], "sampler.step: the command has no such key; did you mean sampler.steps?"),
         (["temperature=0.5"], "temperature: got 0.5"),
         (["chemical_system=Li-Xx"], "chemical_system: 'Xx' is no element"),
         (["chemical_system=Li-Na-K-O"], "4 elements, but the model saw 3 atoms at most"),

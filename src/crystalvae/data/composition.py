@@ -105,7 +105,7 @@ def parse_composition(formula: str, *, key: str = "composition") -> list[int]:
         amounts = {str(symbol): amount for symbol, amount in Composition(formula, strict=True).items()}
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        if isinstance(formula, float):  # Hydra reads inf and nan, in any case of letters, as numbers
+        if str(formula) in {"inf", "nan"}:  # Hydra reads InF and NaN as numbers
             reason = f"read as a number; quote it twice, as in {key}=\"'InF'\""
         raise ConfigError(
             f"{key}={formula}: not a chemical formula ({reason}); expected one such as LiFePO4"

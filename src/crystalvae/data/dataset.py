@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -153,7 +154,7 @@ def _flatten(crystals: Sequence[RawCrystal], values: Sequence[Mapping[str, float
 
 
 def _told(entry: SkippedRow) -> str:
-    return f"row {entry.row} ({entry.id}): {entry.reason}"
+    return f"row {entry.row} ({shorten(entry.id, 60)}): {shorten(entry.reason, 300)}"
 
 
 def report_skipped(skipped: Sequence[SkippedRow], *, source: str, kept: int) -> None:
