@@ -12,6 +12,7 @@ from crystalvae.build import to_plain
 from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints.format import package_versions
 from crystalvae.commands import arguments
+from crystalvae.commands.analogy import asks_for_analogy, sample_by_analogy
 from crystalvae.commands.device import choose_device
 from crystalvae.commands.ranks import Ranks, joined_processes
 from crystalvae.commands.relaxing import Relaxer
@@ -29,6 +30,8 @@ def sample(config: DictConfig) -> str:
 
     Processes that torchrun started share the work; the main one writes.
     """
+    if asks_for_analogy(config):
+        return sample_by_analogy(config)
     with joined_processes() as ranks:
         return _sample(config, ranks)
 

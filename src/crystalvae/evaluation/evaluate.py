@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,6 +27,12 @@ from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.speed import SamplingTimes, speed_section
 from crystalvae.evaluation.stability.potentials import CHGNET, Potential
 from crystalvae.evaluation.stability.section import StabilitySettings, stability_section
+from crystalvae.evaluation.substitution.section import (
+    Substitutes,
+    csp_reference,
+    generation_reference,
+    skipped_reference,
+)
 from crystalvae.evaluation.symmetry.section import TOLERANCES as SYMMETRY_TOLERANCES
 from crystalvae.evaluation.symmetry.section import symmetry_section
 from crystalvae.evaluation.symmetry.space_groups import Library
@@ -44,6 +50,8 @@ DEFAULT_SECTIONS: Mapping[Kind, Sequence[str]] = {
     "generation": ("validity", "coverage", "wasserstein", "uniqueness", "symmetry", "speed"),
 }
 """What is worked out where nothing else is said; matching always is, where there are targets."""
+REFERENCE_SECTIONS = ("validity", "uniqueness", "symmetry", "stability")
+"""Which of them are worked out for the substitution reference too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +138,13 @@ def evaluate_csp(
     settings: SuiteSettings,
     ks: Sequence[int] | None = None,
     known: Known | None = None,
+    substitutes: Substitutes | str | None = None,
 ) -> EvaluationReport:
-    """Match candidates for given targets, @1 and @k, and judge the candidates; see `csp_section`."""
+    """Match candidates for given targets, @1 and @k, and judge the candidates; see `csp_section`.
+
+    `substitutes` for the same targets are matched in the same way, in a part of their own; a text says why there are
+    none.
+    """
     clock = _Clock()
     settings.chosen("csp")
     matched = clock.time(
@@ -141,6 +154,20 @@ def evaluate_csp(
             unreadable=len(generated.unreadable), target_ids=targets.ids, timeout_s=settings.timeout_s,
         ),
     )  # fmt: skip
+    references: list[Section] = []
+    if isinstance(substitutes, str):
+        references.append(skipped_reference(substitutes))
+    elif substitutes is not None:
+        most = int(candidates.rank.max()) + 1 if len(candidates.rank) else 1
+        references.append(
+            clock.time(
+                "substitution",
+                lambda: csp_reference(
+                    targets=targets, substitutes=substitutes, ks=ks or sorted({1, most}), runner=runner,
+                    timeout_s=settings.timeout_s,
+                ),
+            )
+        )  # fmt: skip
     known = known or Known(reference=targets)
     others = _sections("csp", generated, known, runner, settings, None, clock)
     return EvaluationReport(
@@ -148,7 +175,7 @@ def evaluate_csp(
         generated=generated,
         reference=known.reference,
         train=known.train,
-        sections=[matched, *others],
+        sections=[matched, *references, *others],
         seconds=clock.seconds,
         seed=settings.seed,
         targets=targets.crystals[candidates.owner],
@@ -163,20 +190,36 @@ def evaluate_generation(
     runner: Runner,
     settings: SuiteSettings,
     times: SamplingTimes | None = None,
+    substitutes: Substitutes | str | None = None,
 ) -> EvaluationReport:
     """Judge crystals that were generated for no target: validity, coverage, uniqueness, novelty, symmetry, stability.
 
-    `times` are those of sampling, where it was measured. Raises `DataError` where there is nothing to judge.
+    `times` are those of sampling, where it was measured. `substitutes` are judged in the same way, in a part of their
+    own; a text says why there are none. Raises `DataError` where there is nothing to judge.
     """
     if generated.total == 0:
         raise DataError(f"{generated.name}: expected at least one generated crystal, got none")
     clock = _Clock()
+    sections = _sections("generation", generated, known, runner, settings, times, clock)
+    if isinstance(substitutes, str):
+        sections.append(skipped_reference(substitutes))
+    elif substitutes is not None:
+        judged = [name for name in settings.chosen("generation") if name in REFERENCE_SECTIONS]
+        own = replace(settings, sections=judged)
+        sections.append(
+            clock.time(
+                "substitution",
+                lambda: generation_reference(
+                    _sections("generation", substitutes.crystals, known, runner, own, None, _Clock()), substitutes
+                ),
+            )
+        )
     return EvaluationReport(
         kind="generation",
         generated=generated,
         reference=known.reference,
         train=known.train,
-        sections=_sections("generation", generated, known, runner, settings, times, clock),
+        sections=sections,
         seconds=clock.seconds,
         seed=settings.seed,
     )
