@@ -80,7 +80,7 @@ def substitutes_for_samples(
     if len(generated.crystals) == 0:
         raise DataError(f"{generated.name}: no readable crystal to take a composition from")
     generator = torch.Generator().manual_seed(seed)
-    chosen = sorted(torch.randperm(len(generated.crystals), generator=generator)[:MOST_CRYSTALS].tolist())
+    chosen: list[int] = sorted(torch.randperm(len(generated.crystals), generator=generator)[:MOST_CRYSTALS].tolist())
     found = [library.search(numbers, count=1) for numbers in _tracked(generated.crystals[chosen], progress)]
     library.genes.save()
     ids = [generated.ids[i] for i in chosen]
