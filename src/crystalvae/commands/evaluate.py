@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +15,7 @@ from crystalvae import checks
 from crystalvae.build import to_plain
 from crystalvae.commands.inputs import Inputs, generate, predict, reconstruct_all
 from crystalvae.data.sources import SPLITS, cache_root
-from crystalvae.errors import ConfigError, OutputError
+from crystalvae.errors import ConfigError, DataError, OutputError
 from crystalvae.evaluation.distributions.coverage import CUTOFFS, Cutoffs
 from crystalvae.evaluation.evaluate import (
     EvaluationSettings,
@@ -36,6 +36,12 @@ from crystalvae.evaluation.speed import describe_machine
 from crystalvae.evaluation.stability.potentials import Potential
 from crystalvae.evaluation.stability.relaxation import Relaxation
 from crystalvae.evaluation.stability.section import StabilitySettings
+from crystalvae.evaluation.substitution.section import (
+    NO_LIBRARY,
+    Substitutes,
+    substitutes_for_samples,
+    substitutes_for_targets,
+)
 from crystalvae.evaluation.symmetry.symmetrized_cifs import write_symmetrized
 
 log = logging.getLogger(__name__)
@@ -89,8 +95,12 @@ def _csp(
     ks = to_plain(config.ks)
     if ks is not None and not (isinstance(ks, list) and ks):
         raise ConfigError(f"ks: got {ks!r}; expected a list of numbers, such as [1,20]")
+    most = count or (int(candidates.rank.max()) + 1 if len(candidates.rank) else 1)
     return evaluate_csp(
         targets=targets, generated=generated, candidates=candidates, runner=runner, settings=settings, known=known,
+        substitutes=_substitutes(
+            config, lambda: substitutes_for_targets(inputs.analogies(), targets, count=most)
+        ),
         ks=None if ks is None else [checks.check_count("ks", k) for k in ks],
     )  # fmt: skip
 
@@ -106,8 +116,23 @@ def _generation(
     else:
         generated, times = generate(config, inputs.module(), timed="speed" in settings.chosen("generation"))
     return evaluate_generation(
-        generated=generated, known=replace(known, reference=targets), runner=runner, settings=settings, times=times
-    )
+        generated=generated, known=replace(known, reference=targets), runner=runner, settings=settings, times=times,
+        substitutes=_substitutes(
+            config, lambda: substitutes_for_samples(inputs.analogies(), generated, seed=settings.seed)
+        ),
+    )  # fmt: skip
+
+
+def _substitutes(config: DictConfig, find: Callable[[], Substitutes]) -> Substitutes | str | None:
+    """Return the substitution reference, why there is none where it was asked for, or None where it was not."""
+    if config.reference is None:
+        return None
+    if config.train_split is None:
+        return NO_LIBRARY
+    try:
+        return find()
+    except DataError as error:  # a data set of which there is no such split
+        return str(error)
 
 
 def _kind(config: DictConfig) -> Kind:
@@ -121,6 +146,8 @@ def _kind(config: DictConfig) -> Kind:
         raise ConfigError(f"task: got {kind!r}; expected one of {', '.join(get_args(Kind))}")
     if kind == "reconstruction" and config.generated is not None:
         raise ConfigError("task=reconstruction needs ckpt_path; reconstructed crystals from files are task=csp")
+    if config.reference not in (None, "substitution"):
+        raise ConfigError(f"reference: got {config.reference!r}; expected substitution, or null")
     if config.split not in SPLITS:
         raise ConfigError(f"split: got {config.split!r}; expected one of {', '.join(SPLITS)}")
     return kind

@@ -16,9 +16,10 @@ from crystalvae.checkpoints import bundled
 from crystalvae.commands.config_files import config_dir
 from crystalvae.commands.device import choose_device
 from crystalvae.commands.sampling import sample_all, sample_request
+from crystalvae.data.analogy import AnalogyLibrary
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.datamodule import CrystalDataModule
-from crystalvae.data.sources import SPLITS, Split
+from crystalvae.data.sources import SPLITS, Split, cache_root
 from crystalvae.errors import ConfigError
 from crystalvae.evaluation.evaluation_report import Kind
 from crystalvae.evaluation.inputs import CrystalSet, read_crystals
@@ -74,6 +75,12 @@ class Inputs:
             chosen = self._kind != "generation" and self._config.num_crystals is not None
             self._reference = self.choose(whole) if chosen else whole
         return self._reference
+
+    def analogies(self) -> AnalogyLibrary:
+        """Return the training crystals as a library of analogues, its genes kept in the cache."""
+        name: Split = self._config.get("train_split", "train")
+        train = self.split(name)
+        return AnalogyLibrary.of(train.crystals, train.ids, cache_dir=cache_root(None) / self.dataset_name)
 
     def generated(self) -> CrystalSet:
         """Return the crystals from outside."""

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from crystalvae import checks
 from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints.format import package_versions
+from crystalvae.commands.analogy import asks_for_analogy, sample_by_analogy
 from crystalvae.commands.device import choose_device
 from crystalvae.commands.ranks import Ranks, joined_processes
 from crystalvae.commands.relaxing import Relaxer
@@ -26,6 +27,8 @@ def sample(config: DictConfig) -> str:
 
     Processes that torchrun started share the work; the main one writes.
     """
+    if asks_for_analogy(config):
+        return sample_by_analogy(config)
     with joined_processes() as ranks:
         return _sample(config, ranks)
 

@@ -115,6 +115,8 @@ class Sample(Sampling):
     """`sample.yaml`."""
 
     ckpt_path: str = path()
+    method: str
+    data: dict[str, Any] | None
     num_atoms: Any  # a number, a list with one for each sample, or null
     composition: str | None
     formula_units: int | None = at_least(1)
@@ -181,6 +183,7 @@ class Evaluate(Sampling):
     ckpt_path: str | None = path()
     generated: str | None = path()
     task: str | None
+    reference: str | None
     split: str
     train_split: str | None
     num_crystals: int | None = at_least(1)

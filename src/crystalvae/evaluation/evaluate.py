@@ -27,6 +27,12 @@ from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.speed import SamplingTimes, speed_section
 from crystalvae.evaluation.stability.potentials import CHGNET, Potential
 from crystalvae.evaluation.stability.section import StabilitySettings, stability_section
+from crystalvae.evaluation.substitution.section import (
+    Substitutes,
+    csp_reference,
+    generation_reference,
+    skipped_reference,
+)
 from crystalvae.evaluation.symmetry.section import TOLERANCES as SYMMETRY_TOLERANCES
 from crystalvae.evaluation.symmetry.section import symmetry_section
 from crystalvae.evaluation.symmetry.space_groups import Library
@@ -44,6 +50,8 @@ DEFAULT_SECTIONS: Mapping[Kind, Sequence[str]] = {
     "generation": ("validity", "coverage", "wasserstein", "uniqueness", "symmetry", "speed"),
 }
 """What is worked out where nothing else is said; matching always is, where there are targets."""
+REFERENCE_SECTIONS = ("validity", "uniqueness", "symmetry", "stability")
+"""Which of them are worked out for the substitution reference too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +131,13 @@ def evaluate_csp(
     settings: EvaluationSettings,
     ks: Sequence[int] | None = None,
     known: Known | None = None,
+    substitutes: Substitutes | str | None = None,
 ) -> EvaluationReport:
-    """Match candidates for given targets, @1 and @k, and judge the candidates; see `csp_section`."""
+    """Match candidates for given targets, @1 and @k, and judge the candidates; see `csp_section`.
+
+    `substitutes` for the same targets are matched in the same way, in a part of their own; a text says why there are
+    none.
+    """
     evaluation = _Evaluation(
         kind="csp", generated=generated, known=known or Known(reference=targets), runner=runner, settings=settings
     )
@@ -135,6 +148,17 @@ def evaluate_csp(
             unreadable=len(generated.unreadable), target_ids=targets.ids, timeout_s=settings.timeout_s,
         ),
     )  # fmt: skip
+    if isinstance(substitutes, str):
+        evaluation.add(skipped_reference(substitutes))
+    elif substitutes is not None:
+        most = int(candidates.rank.max()) + 1 if len(candidates.rank) else 1
+        at = list(ks) if ks else sorted({1, most})
+        evaluation.time(
+            "substitution",
+            lambda: csp_reference(
+                targets=targets, substitutes=substitutes, ks=at, runner=runner, timeout_s=settings.timeout_s
+            ),
+        )
     evaluation.judge()
     wanted = targets.crystals[candidates.owner]
     return replace(evaluation.report(), targets=wanted, predictions=generated.crystals)
@@ -147,10 +171,12 @@ def evaluate_generation(
     runner: Runner,
     settings: EvaluationSettings,
     times: SamplingTimes | None = None,
+    substitutes: Substitutes | str | None = None,
 ) -> EvaluationReport:
     """Judge crystals that were generated for no target: validity, coverage, uniqueness, novelty, symmetry, stability.
 
-    `times` are those of sampling, where it was measured. Raises `DataError` where there is nothing to judge.
+    `times` are those of sampling, where it was measured. `substitutes` are judged in the same way, in a part of their
+    own; a text says why there are none. Raises `DataError` where there is nothing to judge.
     """
     if generated.total == 0:
         raise DataError(f"{generated.name}: expected at least one generated crystal, got none")
@@ -158,6 +184,23 @@ def evaluate_generation(
         kind="generation", generated=generated, known=known, runner=runner, settings=settings, times=times
     )
     evaluation.judge()
+    if isinstance(substitutes, str):
+        evaluation.add(skipped_reference(substitutes))
+    elif substitutes is not None:
+        judged = [name for name in evaluation.chosen if name in REFERENCE_SECTIONS]
+        reference = _Evaluation(
+            kind="generation",
+            generated=substitutes.crystals,
+            known=known,
+            runner=runner,
+            settings=replace(settings, sections=judged),
+        )
+
+        def judge_substitutes() -> Section:
+            reference.judge()
+            return generation_reference(reference.sections.values(), substitutes)
+
+        evaluation.time("substitution", judge_substitutes)
     return evaluation.report()
 
 
@@ -192,6 +235,10 @@ class _Evaluation:
         started = time.perf_counter()
         self.sections[name] = work()
         self.seconds[name] = float(np.round(time.perf_counter() - started, 3))
+
+    def add(self, section: Section) -> None:
+        """Keep a part that takes no work."""
+        self.sections[section.name] = section
 
     def report(self) -> EvaluationReport:
         """Return what was found."""

@@ -10,6 +10,7 @@ from crystalvae.evaluation.metric import Metric
 from crystalvae.evaluation.report.numbers import ARROWS, write_number, write_published
 from crystalvae.evaluation.report.page import name_of
 from crystalvae.evaluation.report.published import Column, PublishedTable, published_numbers
+from crystalvae.evaluation.substitution.section import PREFIX
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ def comparisons(report: EvaluationReport) -> list[Comparison]:
             rows.append(
                 ComparisonRow(f"{name}, gated", "this run", _own(table.columns, metrics, gated=True), ours=True)
             )
+        if all(cell == "–" for row in rows for cell in row.cells):
+            continue  # nothing of this run stands beside it
+        substituted = {key.removeprefix(PREFIX): value for key, value in metrics.items() if key.startswith(PREFIX)}
+        for gated, ending in ((False, ""), (True, ", gated")):
+            cells = _own(table.columns, substituted, gated=gated)
+            if any(cell != "–" for cell in cells):
+                rows.append(ComparisonRow(f"substitution, no model{ending}", "this run", cells, ours=True))
         rows += [
             ComparisonRow(
                 model,
@@ -51,8 +59,6 @@ def comparisons(report: EvaluationReport) -> list[Comparison]:
             )
             for model, values in table.rows.items()
         ]
-        if all(cell == "–" for row in rows if row.ours for cell in row.cells):
-            continue  # nothing of this run stands beside it
         result.append(Comparison(table, rows, [ARROWS.get(column.better, "") for column in table.columns]))
     return result
 

@@ -64,6 +64,8 @@ ARROWS = {"higher": "↑", "lower": "↓"}
 def label(name: str) -> str:
     """Return a metric's name in words: `match_rate_gated@20` is "Match rate, gated, @20"."""
     base, at, k = name.partition("@")
+    if base.startswith("substitution_"):
+        return f"Substitution: {label(name.removeprefix('substitution_'))}"
     if base in NAMES:
         return NAMES[base] + (f", @{k}" if at else "")
     for ending, words in VARIANTS.items():
