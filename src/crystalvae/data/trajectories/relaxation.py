@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from crystalvae.checks import check_count, check_number
+from crystalvae.data.trajectories.dynamics import is_positive
 from crystalvae.data.trajectories.recorder import Recorder
 from crystalvae.data.trajectories.trajectory import Trajectory
 from crystalvae.errors import ConfigError, DataError
@@ -38,8 +39,10 @@ class Descent:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ConfigError(f"relaxation.optimizer={self.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
-        if not (math.isfinite(self.fmax) and self.fmax > 0):
-            raise ConfigError(f"relaxation.fmax={self.fmax}: expected a positive force in eV/Å")
+        if not is_positive(self.fmax):
+            raise ConfigError(f"relaxation.fmax={self.fmax!r}: expected a positive force in eV/Å")
+        if not isinstance(self.relax_cell, bool):
+            raise ConfigError(f"relaxation.relax_cell={self.relax_cell!r}: expected true or false")
         check_number("relaxation.rattle", self.rattle)
         check_count("relaxation.steps", self.steps)
         check_count("relaxation.interval", self.interval)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from crystalvae.checks import check_count
 from crystalvae.data.trajectories.dynamics import Dynamics, Regime, run_dynamics, take_turns
 from crystalvae.data.trajectories.relaxation import Descent, run_relaxation
 from crystalvae.data.trajectories.trajectory import Trajectory
-from crystalvae.errors import ConfigError
+from crystalvae.errors import ConfigError, CrystalVAEError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -160,9 +161,15 @@ def run_all(
         found = []
         with parallel_config(backend="loky", inner_max_num_threads=1):
             parallel: Any = Parallel(n_jobs=workers, return_as="generator")
-            for entry in parallel(delayed(one)(number, None) for number in range(count)):
-                found.append(entry)
-                bar.advance(task)
+            try:
+                for entry in parallel(delayed(one)(number, None) for number in range(count)):
+                    found.append(entry)
+                    bar.advance(task)
+            except BrokenProcessPool as error:
+                raise CrystalVAEError(
+                    "a worker process ended before its trajectory was done. Usually memory ran out: run again with fewer "
+                    "processes (n_jobs)"
+                ) from error
         return found
 
 
