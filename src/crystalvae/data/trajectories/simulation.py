@@ -167,8 +167,8 @@ def run_all(
                     bar.advance(task)
             except BrokenProcessPool as error:
                 raise CrystalVAEError(
-                    "a worker process ended before its trajectory was done. Usually memory ran out: run again with fewer "
-                    "processes (n_jobs)"
+                    "a worker process ended before its trajectory was done. Usually memory ran out: run again with "
+                    "fewer processes (n_jobs)"
                 ) from error
         return found
 
