@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hydra
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from hydra.core.global_hydra import GlobalHydra
-from test_docs import compose
+from omegaconf import DictConfig
 
 from crystalvae.commands.trajectory import regimes, starting_crystal, trajectory
 from crystalvae.data.prototypes.by_name import find_prototype
@@ -29,6 +30,14 @@ from crystalvae.data.trajectories.embedded import DWELL, DYNAMICS, REGIMES
 from crystalvae.data.trajectories.relaxation import Descent, run_relaxation
 from crystalvae.data.trajectories.simulation import Simulation
 from crystalvae.errors import ConfigError, DataError, OutputError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def compose(name: str, *overrides: str) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose(name, list(overrides))
 
 
 def copper(*, repeats: int = 2) -> Atoms:
