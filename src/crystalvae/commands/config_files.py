@@ -87,7 +87,7 @@ def group_options(group: str, *, of: str | None = None) -> list[str]:
     runs = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
     if of is None:
         return runs
-    known = set(re.findall(r"^(?:  - )?(\w+): ?(?=\S|$)", "\n".join(_lines(f"{of}.yaml")), re.MULTILINE))
+    known = set(re.findall(r"^(?:  - )?(\w+): *(?=\S|$)", "\n".join(_lines(f"{of}.yaml")), re.MULTILINE))
     return [run for run in runs if _only_names(known, f"experiment/{run}")]
 
 

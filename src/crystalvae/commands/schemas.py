@@ -307,6 +307,55 @@ class Publish(Config):
     prior_storage: str
 
 
+@dataclass(kw_only=True)
+class Dynamics:
+    """How dynamics run."""
+
+    ensemble: str
+    temperature: Any  # a number, or a list with one for each regime
+    pressure: Any
+    strain: Any  # a number, six of them, or a list with one for each regime
+    dwell: list[int] | None
+    steps: int = at_least(1)
+    timestep: Number = at_least(0)
+    interval: int = at_least(1)
+    equilibration: int = at_least(0)
+    thermostat_time: Number = at_least(0)
+    barostat_time: Number = at_least(0)
+    hydrostatic: bool
+
+
+@dataclass(kw_only=True)
+class KeptRelaxation:
+    """How a relaxation that keeps its frames runs."""
+
+    optimizer: str
+    fmax: Number = at_least(0)
+    steps: int = at_least(1)
+    interval: int = at_least(1)
+    relax_cell: bool
+    rattle: Number = at_least(0)
+
+
+@dataclass(kw_only=True)
+class Trajectory(Config):
+    """`trajectory.yaml`."""
+
+    potential: dict[str, Any]
+    input: str | None = path()
+    id: str | None
+    prototype: str | None
+    supercell: Any  # one number for all axes, or three
+    method: str
+    num_trajectories: int = at_least(1)
+    seed: int = at_least(0, most=2**32 - 1)
+    dynamics: Dynamics
+    relaxation: KeptRelaxation
+    n_jobs: int = processes()
+    output_dir: str = path()
+    overwrite: bool
+
+
 SCHEMAS: dict[str, type[Config]] = {
     "train_vae": TrainVAE,
     "train_prior": TrainPrior,
@@ -316,5 +365,6 @@ SCHEMAS: dict[str, type[Config]] = {
     "latent": Latent,
     "cluster": Cluster,
     "publish": Publish,
+    "trajectory": Trajectory,
 }
 """Schema of each command, by the name of its YAML file."""
