@@ -250,7 +250,7 @@ def _farewell(output_dir: Path, trainer: L.Trainer, status: str, kind: str) -> s
             )
         if kind == "predictor":
             lines.append(f"search:      crystalvae latent operation=search ckpt_path={best} search.target=…")
-        else:
+        elif kind != "sequence":
             lines.append(f"sample:      crystalvae sample ckpt_path={best} num_samples=100 output_dir=samples")
     return "\n".join(lines)
 
