@@ -63,9 +63,8 @@ def test_the_reference_is_zero_and_a_known_strain_and_displacement_is_read_off()
 def test_geometry_does_not_depend_on_orientation_origin_or_cells_chosen():
     given, features = sheared(), geometry()
     expected = features.of(given)
-    turned = replace(
-        given, lattices=given.lattices @ random_rotations(len(given), torch.Generator().manual_seed(0)).double()
-    )
+    rotations = random_rotations(len(given), torch.Generator().manual_seed(0)).double()
+    turned = replace(given, lattices=given.lattices @ rotations)
     moved = replace(given, frac_coords=given.frac_coords + 0.3)
     other_cells = replace(given, frac_coords=given.frac_coords + torch.tensor([[[0, 0, 0], [2, -1, 1]]]))
     for same in (turned, moved, other_cells):
@@ -152,9 +151,8 @@ def test_features_are_standardised_with_what_was_fitted(caplog: pytest.LogCaptur
 
 def test_what_stands_still_is_refused():
     given = swinging()
-    still = replace(
-        given, frac_coords=given.frac_coords[:1].repeat(60, 1, 1), lattices=given.lattices[:1].repeat(60, 1, 1)
-    )
+    held = {name: getattr(given, name)[:1].repeat(60, 1, 1) for name in ("frac_coords", "lattices")}
+    still = replace(given, **held)
     features = geometry()
     with pytest.raises(DataError, match="all 12 features are constant over the 60 frames"):
         features.fit(features.of(still))
