@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 from crystalvae.checks import check_count
 from crystalvae.errors import DataError
@@ -77,13 +77,13 @@ def motif_statistics(motifs: Sequence[Int[np.ndarray, "_"]], num_motifs: int) ->
         )
     counts = transition_counts(sequences, num_motifs)
     usage = np.bincount(everything, minlength=num_motifs) / len(everything)
-    transitions = _row_shares(counts)
+    transitions = row_shares(counts)
     return MotifStatistics(
         frames=len(everything),
         usage=usage,
         counts=counts,
         transitions=transitions,
-        switches=_row_shares(counts - np.diag(np.diag(counts))),
+        switches=row_shares(counts - np.diag(np.diag(counts))),
         stationary=stationary_distribution(transitions, usage),
         dwell=_dwell_times(sequences, num_motifs),
     )
@@ -123,9 +123,10 @@ def stationary_distribution(
     return usage @ lazy
 
 
-def _row_shares(counts: np.ndarray) -> np.ndarray:
+def row_shares(counts: Num[np.ndarray, "K K"]) -> Float[np.ndarray, "K K"]:
+    """Return each row's shares of its sum; a row of zeros stays one."""
     totals = counts.sum(axis=1, keepdims=True)
-    return np.where(totals > 0, counts / np.maximum(totals, 1), 0.0)
+    return np.where(totals > 0, counts / np.where(totals > 0, totals, 1), 0.0)
 
 
 def _dwell_times(sequences: Sequence[np.ndarray], num_motifs: int) -> list[Dwell]:
