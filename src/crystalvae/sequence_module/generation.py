@@ -1,12 +1,13 @@
 """What a trained sequence model makes: windows from latents, reconstructions, and forecasts rolled on.
 
-Frames come as standardised features, which `SequenceModule.features` turns into trajectories where they decode. Letters:
-B windows, T frames of a window, F features, L latent dimensions, W windows of all trajectories.
+Frames come as standardised features, which `SequenceModule.features` turns into trajectories where they decode.
+Letters: B windows, T frames of a window, F features, L latent dimensions, W windows of all trajectories.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -144,6 +145,4 @@ def forecast_trajectory(module: SequenceModule, trajectory: Trajectory, steps: i
 
 def future_from(trajectory: Trajectory, start: float) -> Trajectory:
     """Return a trajectory whose first frame is at a time in fs."""
-    from dataclasses import replace
-
     return replace(trajectory, times=trajectory.times - trajectory.times[0] + start)

@@ -17,8 +17,8 @@ def adjusted_rand_index(motifs: Sequence[Int[np.ndarray, "_"]], regimes: Sequenc
 
     if [len(entry) for entry in motifs] != [len(entry) for entry in regimes] or not motifs:
         raise DataError(
-            f"motifs and regimes: got {[len(entry) for entry in motifs]} and {[len(entry) for entry in regimes]} frames "
-            "of trajectories; expected the same of both"
+            f"motifs and regimes: got trajectories of {[len(entry) for entry in motifs]} and "
+            f"{[len(entry) for entry in regimes]} frames; expected the same of both"
         )
     return float(adjusted_rand_score(np.concatenate(list(regimes)), np.concatenate(list(motifs))))
 

@@ -183,6 +183,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def check_latents(latents: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    """Return latents (W, L) in double precision; `DataError` for what does not fit `lengths` or is not finite."""
     values = np.asarray(latents, dtype=np.float64)
     if values.ndim != 2 or len(values) == 0:
         raise DataError(

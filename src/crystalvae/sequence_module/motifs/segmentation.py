@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -74,7 +75,7 @@ def segment_trajectories(
     Trajectories without a window are left out and reported. Motifs of different models have nothing in common.
     """
     bounds = np.concatenate(([0], np.cumsum(counts)))
-    parts = [latents[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [latents[start:stop] for start, stop in pairwise(bounds)]
     _tell_short(counts, ids)
     segmented = []
     for name, part in zip(ids, parts, strict=True):
