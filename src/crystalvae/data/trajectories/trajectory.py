@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -152,3 +154,19 @@ class Trajectory:
                 atoms.calc = SinglePointCalculator(atoms, **results)
             frames.append(atoms)
         return frames
+
+    def write_extxyz(self, path: Path | str) -> None:
+        """Write all frames to an extended XYZ file, which `read_trajectory`, ASE and OVITO read.
+
+        A file of this name is replaced, and only once the new one is complete.
+        """
+        from ase.io.extxyz import write_extxyz
+
+        target = Path(path).expanduser()
+        partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+        try:
+            with partial.open("w", encoding="utf-8", newline="\n") as file:
+                write_extxyz(file, self.to_atoms())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)

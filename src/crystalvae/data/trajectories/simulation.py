@@ -1,0 +1,107 @@
+"""Several runs of one crystal, which differ in their seeds, on the cores of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crystalvae.checks import check_count
+from crystalvae.data.trajectories.dynamics import Dynamics, Regime, run_dynamics, take_turns
+from crystalvae.data.trajectories.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from ase.calculators.calculator import Calculator
+    from rich.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """Runs of one crystal through the same regimes, each in its own order and from its own start.
+
+    `num_frames` frames each; `dwell` bounds the frames of a visit as `take_turns` has it. The same `seed` gives the
+    same trajectories, on any number of processes; a run more leaves those before it as they are.
+    """
+
+    dynamics: Dynamics
+    regimes: Sequence[Regime]
+    num_trajectories: int
+    num_frames: int
+    dwell: tuple[int, int] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_count("num_trajectories", self.num_trajectories)
+        check_count("num_frames", self.num_frames)
+        check_count("seed", self.seed, at_least=0)
+        self.dynamics.check(self.regimes)
+        take_turns(len(self.regimes), self.num_frames, dwell=self.dwell, generator=np.random.default_rng(0))
+
+    def one(
+        self, number: int, atoms: Atoms, calculator: Callable[[], Calculator], on_frame: Callable[[], object] | None
+    ) -> Trajectory:
+        """Run the trajectory with this number, from 0; its id is the number in four digits or more."""
+        order, thermostat = np.random.SeedSequence([self.seed, number]).spawn(2)
+        crystal = atoms.copy()
+        crystal.calc = calculator()
+        return run_dynamics(
+            crystal,
+            dynamics=self.dynamics,
+            regimes=self.regimes,
+            visits=take_turns(
+                len(self.regimes), self.num_frames, dwell=self.dwell, generator=np.random.default_rng(order)
+            ),
+            seed=int(thermostat.generate_state(1)[0]),
+            id=f"{number:04d}",
+            on_frame=on_frame,
+        )
+
+    def run(
+        self,
+        atoms: Atoms,
+        calculator: Callable[[], Calculator],
+        *,
+        n_jobs: int = 1,
+        description: str = "dynamics",
+        progress: bool = True,
+    ) -> list[Trajectory]:
+        """Run all trajectories and return them in order.
+
+        `calculator` builds the potential; it is called once for each trajectory, in the process that runs it, and must
+        be picklable for more than one process. `n_jobs` is joblib's: -1 for one process a core.
+        """
+        from joblib import Parallel, delayed, effective_n_jobs, parallel_config
+
+        workers = min(effective_n_jobs(n_jobs), self.num_trajectories)
+        with progress_bar(progress) as bar:
+            if workers == 1:
+                task = bar.add_task(description, total=self.num_trajectories * self.num_frames)
+                return [
+                    self.one(number, atoms, calculator, lambda: bar.advance(task))
+                    for number in range(self.num_trajectories)
+                ]
+            task = bar.add_task(description, total=self.num_trajectories)
+            with parallel_config(backend="loky", inner_max_num_threads=1):
+                parallel: Any = Parallel(n_jobs=workers, return_as="generator")
+                found = []
+                for entry in parallel(
+                    delayed(self.one)(number, atoms, calculator, None) for number in range(self.num_trajectories)
+                ):
+                    found.append(entry)
+                    bar.advance(task)
+                return found
+
+
+@contextmanager
+def progress_bar(shown: bool) -> Iterator[Progress]:
+    """Give a progress bar on standard error, with the time that is left."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:3], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as bar:
+        yield bar
