@@ -105,7 +105,9 @@ class SequenceDataModule(L.LightningDataModule):
         return self._segments[split]
 
     def parts(self, split: Split) -> list[Trajectory]:
-        """Return the segments of a part as trajectories."""
+        """Return the segments of a part as trajectories; `ConfigError` where the part was given no share."""
+        if not self.segments(split):
+            raise ConfigError(f"data.{split}_fraction: got 0; this needs a {split} part")
         return [self.trajectories[entry.trajectory][entry.start : entry.stop] for entry in self.segments(split)]
 
     def statistics(self) -> dict[str, Any]:
@@ -131,10 +133,7 @@ class SequenceDataModule(L.LightningDataModule):
         return self._loader("test", self.eval_batch_size, shuffle=False)
 
     def _loader(self, split: Split, batch_size: int, *, shuffle: bool) -> WindowLoader:
-        segments = self.segments(split)
-        if not segments:
-            raise ConfigError(f"data.{split}_fraction: got 0; this needs a {split} part")
-        ptr = torch.tensor([0, *map(len, segments)]).cumsum(0)
+        ptr = torch.tensor([0, *map(len, self.parts(split))]).cumsum(0)
         return WindowLoader(
             window_starts(ptr, self.length, stride=self.stride),
             batch_size=batch_size,

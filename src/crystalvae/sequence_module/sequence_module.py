@@ -132,7 +132,8 @@ class SequenceModule(Trained):
         return hasattr(self, "model")
 
     def _build(self) -> None:
-        self.features = build("sequence_module.features", self.config["features"], atom_types=self.config["atom_types"])
+        described = {**self.config["features"], "_recursive_": False}  # a VAE's config stays config
+        self.features = build("sequence_module.features", described, atom_types=self.config["atom_types"])
         try:
             self.model = SequenceVAE(**{**self.config["model"], "num_features": self.features.num_features})
         except TypeError as error:
