@@ -17,6 +17,7 @@ from rich.progress import track
 from crystalvae.checks import check_count
 from crystalvae.errors import ConfigError, DataError
 from crystalvae.sequence_module.motifs.model import CovarianceType, Method, MotifModel, check_latents
+from crystalvae.sequence_module.motifs.statistics import row_shares, transition_counts
 
 log = logging.getLogger(__name__)
 
@@ -153,13 +154,10 @@ def _fit_hmm(
     best_score = -np.inf
     for restart in range(restarts):
         model = GaussianHMM(
-            count,
-            covariance_type=kind,
-            min_covar=MIN_VARIANCE,
-            n_iter=iterations,
-            tol=1e-2,
-            random_state=seed + restart,
+            count, covariance_type=kind, min_covar=MIN_VARIANCE, n_iter=iterations, tol=_TOLERANCE, init_params=""
         )
+        model.means_, covariances, model.startprob_, model.transmat_ = _begin(scaled, lengths, count, seed + restart)
+        model.covars_ = covariances if kind == "full" else np.stack([np.diag(matrix) for matrix in covariances])
         with _quiet("hmmlearn"):  # convergence is said below, rows without transitions are seen to
             model.fit(scaled, lengths)
             # A motif that no path leaves has no row: it stays.
@@ -175,6 +173,30 @@ def _fit_hmm(
         "weights": best.startprob_,
         "transitions": best.transmat_,
     }
+
+
+def _begin(
+    scaled: np.ndarray, lengths: Sequence[int], count: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return centres, covariances, first motifs and transitions as k-means has them, no transition impossible.
+
+    From one covariance for all motifs and transitions that are all alike the fit stays at worse solutions.
+    """
+    from sklearn.cluster import KMeans
+
+    labels = KMeans(count, n_init=10, random_state=seed).fit_predict(scaled)
+    parts = [scaled[labels == motif] for motif in range(count)]
+    centred = [part - part.mean(axis=0) for part in parts]
+    floor = MIN_VARIANCE * np.eye(scaled.shape[1])
+    sequences = np.split(labels, np.cumsum(lengths)[:-1])
+    counts = 1.0 + transition_counts(sequences, count)
+    first = 1.0 + np.bincount([entry[0] for entry in sequences], minlength=count)
+    return (
+        np.stack([part.mean(axis=0) for part in parts]),
+        np.stack([part.T @ part / len(part) + floor for part in centred]),
+        first / first.sum(),
+        row_shares(counts),
+    )
 
 
 def _tell_unless(converged: bool, iterations: int) -> None:
