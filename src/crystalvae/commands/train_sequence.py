@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
@@ -35,8 +35,10 @@ def train_model(config: DictConfig | Mapping[str, Any] | Sequence[str]) -> Seque
     `config` is a whole config, or a list of overrides such as ["experiment=emt_demo/sequence", "trainer.max_epochs=9"].
     Its `output_dir` becomes the run folder. Where no epoch was kept as the best, the last one's model is returned.
     """
-    if isinstance(config, (DictConfig, Mapping)):
-        whole = cast("DictConfig", OmegaConf.create(config) if isinstance(config, Mapping) else config.copy())
+    if isinstance(config, DictConfig):
+        whole = config.copy()
+    elif isinstance(config, Mapping):
+        whole = OmegaConf.create(dict(config))
     else:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             whole = compose("train_sequence", overrides=list(config))

@@ -59,7 +59,8 @@ class SequenceDataModule(L.LightningDataModule):
         self.source, self.cache_dir = source, cache_dir
         self.length = window + (future_steps if future_decoder else 0)
         """Frames of a window to train on, those that follow included."""
-        self.split, self.gap, self.stride, self.seed = split, gap, stride, seed
+        self.split: SplitBy = split
+        self.gap, self.stride, self.seed = gap, stride, seed
         self.fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self._trajectories: list[Trajectory] | None = None

@@ -150,7 +150,7 @@ def _contiguous(
     lengths: Sequence[int], window: int, shares: Mapping[Split, float], gap: int
 ) -> dict[Split, list[Segment]]:
     parts: dict[Split, list[Segment]] = {"train": [], "val": [], "test": []}
-    used = [split for split, share in shares.items() if share > 0]
+    used: list[Split] = [split for split, share in shares.items() if share > 0]
     for number, frames in enumerate(lengths):
         free = frames - gap * len(used)
         sizes = {split: round(shares[split] * free) for split in used}

@@ -102,7 +102,7 @@ def _p_value(samples: Sequence[Float[np.ndarray, "_"]]) -> float | None:
 
     if min(map(len, samples)) < 2 or np.ptp(np.concatenate(samples)) == 0:
         return None
-    test = mannwhitneyu(*samples) if len(samples) == 2 else kruskal(*samples)
+    test: Any = mannwhitneyu(samples[0], samples[1]) if len(samples) == 2 else kruskal(*samples)
     return float(test.pvalue)
 
 

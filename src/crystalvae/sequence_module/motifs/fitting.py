@@ -125,7 +125,8 @@ def _fit_kmeans(
 ) -> dict[str, np.ndarray]:
     from sklearn.cluster import KMeans
 
-    model = KMeans(count, n_init=restarts, max_iter=iterations, random_state=seed).fit(scaled)
+    options: Any = {"n_init": restarts}  # its stubs want a word
+    model = KMeans(count, max_iter=iterations, random_state=seed, **options).fit(scaled)
     return {"means": np.asarray(model.cluster_centers_, dtype=np.float64)}
 
 
@@ -135,7 +136,7 @@ def _fit_gmm(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    model = GaussianMixture(
+    model: Any = GaussianMixture(
         count, covariance_type=kind, reg_covar=MIN_VARIANCE, n_init=restarts, max_iter=iterations, random_state=seed
     )
     with warnings.catch_warnings():
@@ -184,7 +185,8 @@ def _begin(
     """
     from sklearn.cluster import KMeans
 
-    labels = KMeans(count, n_init=10, random_state=seed).fit_predict(scaled)
+    options: Any = {"n_init": 10}  # its stubs want a word
+    labels = KMeans(count, random_state=seed, **options).fit_predict(scaled)
     parts = [scaled[labels == motif] for motif in range(count)]
     centred = [part - part.mean(axis=0) for part in parts]
     floor = MIN_VARIANCE * np.eye(scaled.shape[1])

@@ -9,18 +9,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from crystalvae.errors import DataError
 from crystalvae.sequence_module.motifs.fitting import fit_motifs
 from crystalvae.sequence_module.motifs.model import CovarianceType, Method, MotifModel
 
 log = logging.getLogger(__name__)
-
-Values = TypeVar("Values", bound=np.ndarray)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +40,7 @@ class SegmentedTrajectory:
         return frame_values(self.window_confidence, self.window)
 
 
-def frame_values(window_values: Values, window: int) -> Values:
+def frame_values(window_values: Shaped[np.ndarray, "W"], window: int) -> Shaped[np.ndarray, "T"]:
     """Return a value for each frame: that of the window in whose middle it stands.
 
     Window w has the frames w to w + window - 1, its middle is frame w + window // 2. Frames before the first middle get
@@ -55,7 +52,7 @@ def frame_values(window_values: Values, window: int) -> Values:
     return window_values[rows.clip(0, len(window_values) - 1)]
 
 
-def window_values(values: Values, window: int) -> Values:
+def window_values(values: Shaped[np.ndarray, "T"], window: int) -> Shaped[np.ndarray, "W"]:
     """Return of a value for each frame those at the middles of the windows: the labels of windows from frames'."""
     if len(values) < window:
         raise DataError(f"{len(values)} frames: the trajectory is shorter than a window of {window}")
