@@ -96,7 +96,7 @@ def test_training_from_python_leaves_a_run_folder_and_returns_the_best_model(fol
 def test_features_may_come_from_a_bundled_vae(folder: Path, tmp_path: Path):
     given = overrides(folder, tmp_path / "run", "trainer.max_epochs=1")
     module = train_model([entry.replace("=geometry", "=embedding") for entry in given])
-    assert module.model.num_features == 16
+    assert module.model.num_features == 32
     assert "vae_ckpt_path" not in module.config["features"]
 
 
