@@ -35,6 +35,9 @@ COMMANDS = {
     ),
     "latent": Command("latent", "latent", "latent", "walk through a latent space: interpolate, embed, search, map"),
     "cluster": Command("cluster", "cluster", "cluster", "group crystals in a latent space, and say what each group is"),
+    "trajectory": Command(
+        "trajectory", "trajectory", "trajectory", "run dynamics or a relaxation, and keep the frames"
+    ),
     "publish": Command("publish", "publish", "publish", "make a bundled model of a training checkpoint"),
 }
 

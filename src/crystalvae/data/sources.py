@@ -12,6 +12,7 @@ import torch
 
 from crystalvae.data.dataset import READER_VERSION, CrystalDataset
 from crystalvae.data.dataset_file import cached, load_dataset
+from crystalvae.data.file_splits import FILE_SPLITS, FileSplit, divide, frame_files, joined, warn_of_motion
 from crystalvae.data.readers import TABLE_SUFFIXES, content_key, read_ase, read_cif_folder, read_table
 from crystalvae.errors import ConfigError, DataError
 
@@ -126,13 +127,21 @@ class MP20(TableSource):
 
 
 class FileSource:
-    """A folder of CIFs, or a file that ASE reads, divided at random by `seed` into train, val and test."""
+    """A folder of CIFs, a file that ASE reads, or a folder of such files, divided into train, val and test.
+
+    `split` says how: `random` (by `seed`), `contiguous` (of each file the first crystals for train, the last for test)
+    or `by_file` (whole files, by `seed`). `niggli` reduces cells and turns them into the standard orientation. For the
+    frames of one motion both defaults mislead, and a warning says so: neighbours, which are nearly the same crystal,
+    come to lie in different splits, and cells that are reduced one by one jump.
+    """
 
     def __init__(
         self,
         *,
         name: str,
         path: str | None,
+        split: FileSplit = "random",
+        niggli: bool = True,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         seed: int = 0,
@@ -150,7 +159,13 @@ class FileSource:
                 f"data.source: got val_fraction {val_fraction} and test_fraction {test_fraction}; expected shares of "
                 "at least 0 that leave something to train on"
             )
+        if split not in FILE_SPLITS:
+            raise ConfigError(f"data.source.split: got {split!r}; expected one of {', '.join(FILE_SPLITS)}")
+        if not isinstance(niggli, bool):
+            raise ConfigError(f"data.source.niggli: got {niggli!r}; expected true or false")
         self.name, self.source = name, Path(path).expanduser()
+        self.split: FileSplit = split
+        self.niggli = niggli
         self.fractions, self.seed = {"val": val_fraction, "test": test_fraction}, seed
         self.max_atoms, self.strict, self.cache = max_atoms, strict, cache_root(cache_dir)
 
@@ -158,24 +173,30 @@ class FileSource:
         """Return the crystals of a split, in the order of the source."""
         if not self.source.exists():
             raise DataError(f"data.source.path: no such file or folder {self.source}")
-        files = sorted(self.source.glob("*.cif")) if self.source.is_dir() else [self.source]
-        key = content_key(files, max_atoms=self.max_atoms, strict=self.strict, reader=READER_VERSION)
-        everything = cached(self.cache / self.name / f"all-{key}.safetensors", self._read)
-        order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        first, counts = 0, {name: round(share * len(order)) for name, share in self.fractions.items()}
-        chosen: dict[str, list[int]] = {}
-        for name, count in counts.items():
-            chosen[name] = order[first : first + count]
-            first += count
-        chosen["train"] = order[first:]
-        if not chosen[split]:
+        cifs = sorted(self.source.glob("*.cif")) if self.source.is_dir() else []
+        files = frame_files(self.source) if self.source.is_dir() and not cifs else [self.source]
+        datasets = [self._read(path, cifs or [path]) for path in files]
+        warn_of_motion(datasets, files, split=self.split, niggli=self.niggli)
+        everything = joined(datasets, files)
+        sizes = [1] * len(everything) if cifs else [len(dataset) for dataset in datasets]
+        if cifs and self.split == "contiguous":
+            sizes = [len(everything)]  # in the order of their names
+        rows = divide(sizes, self.fractions, split=self.split, seed=self.seed, source=str(self.source))[split]
+        if not rows:
             raise DataError(f"{self.source}: no crystals left for split {split} of {len(everything)}")
-        return everything.subset(sorted(chosen[split]))
+        return everything.subset(rows)
 
-    def _read(self) -> CrystalDataset:
-        log.info("reading %s", self.source)
-        read: Callable[..., CrystalDataset] = read_cif_folder if self.source.is_dir() else read_ase
-        return read(self.source, max_atoms=self.max_atoms, strict=self.strict)
+    def _read(self, path: Path, files: list[Path]) -> CrystalDataset:
+        options = {"max_atoms": self.max_atoms, "strict": self.strict, "reader": READER_VERSION}
+        if not self.niggli:
+            options["niggli"] = False
+
+        def read() -> CrystalDataset:
+            log.info("reading %s", path)
+            reader: Callable[..., CrystalDataset] = read_cif_folder if path.is_dir() else read_ase
+            return reader(path, max_atoms=self.max_atoms, niggli=self.niggli, strict=self.strict)
+
+        return cached(self.cache / self.name / f"all-{content_key(files, **options)}.safetensors", read)
 
 
 class PrototypeSource:

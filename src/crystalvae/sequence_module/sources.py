@@ -48,7 +48,7 @@ class EmbeddedTrajectories:
         *,
         name: str = "emt_demo",
         num_trajectories: int = 8,
-        num_frames: int = 720,
+        num_frames: int = 900,
         seed: int = 0,
         n_jobs: int = -1,
         cache_dir: str | None = None,

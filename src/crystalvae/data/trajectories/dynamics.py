@@ -81,8 +81,10 @@ class Dynamics:
             raise ConfigError(f"dynamics.ensemble={self.ensemble!r}: expected one of {', '.join(ENSEMBLES)}")
         for name in ("timestep", "thermostat_time", "barostat_time"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"dynamics.{name}={value}: expected a positive number of fs")
+            if not is_positive(value):
+                raise ConfigError(f"dynamics.{name}={value!r}: expected a positive number of fs")
+        if not isinstance(self.hydrostatic, bool):
+            raise ConfigError(f"dynamics.hydrostatic={self.hydrostatic!r}: expected true or false")
         check_count("dynamics.interval", self.interval)
         check_count("dynamics.equilibration", self.equilibration, at_least=0)
 
@@ -96,6 +98,11 @@ class Dynamics:
             raise ConfigError(f"dynamics.ensemble={self.ensemble} has a fixed cell; pressure needs npt")
         if self.ensemble == "npt" and any((regime.deformation() != np.eye(3)).any() for regime in regimes):
             raise ConfigError("dynamics.ensemble=npt finds its cell itself; strain needs langevin or nve")
+
+
+def is_positive(value: object) -> bool:
+    """Say whether a value from a config is a finite number above 0."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 @dataclass(frozen=True)

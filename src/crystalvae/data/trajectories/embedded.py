@@ -23,13 +23,13 @@ EMBEDDED_VERSION = 1
 REGIMES = {
     "cold": Regime(temperature=300.0),
     "hot": Regime(temperature=900.0),
-    "hot and pressed": Regime(temperature=900.0, pressure=10.0),
+    "hot and pressed": Regime(temperature=900.0, pressure=12.0),
 }
 """The conditions by name, in the order of their labels 0, 1, 2."""
 DYNAMICS = Dynamics(
-    ensemble="npt", timestep=10.0, interval=2, equilibration=50, thermostat_time=100.0, barostat_time=200.0
+    ensemble="npt", timestep=10.0, interval=2, equilibration=50, thermostat_time=60.0, barostat_time=200.0
 )
-DWELL = (200, 280)
+DWELL = (240, 360)
 """Frames that a visit to a regime lasts, at least and at most."""
 LATTICE_CONSTANT = 3.6
 """Å of the copper that dynamics starts from."""
@@ -38,7 +38,7 @@ LATTICE_CONSTANT = 3.6
 def embedded_trajectories(
     *,
     num_trajectories: int = 8,
-    num_frames: int = 720,
+    num_frames: int = 900,
     seed: int = 0,
     n_jobs: int = -1,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -46,7 +46,7 @@ def embedded_trajectories(
 ) -> list[Trajectory]:
     """Return `emt_demo`: eight copper atoms under EMT in a cell that breathes, by turns in three labelled regimes.
 
-    `properties["regime"]` is 0 for 300 K, 1 for 900 K, 2 for 900 K under 10 GPa (`REGIMES`); a frame every 20 fs. Heat
+    `properties["regime"]` is 0 for 300 K, 1 for 900 K, 2 for 900 K under 12 GPa (`REGIMES`); a frame every 20 fs. Heat
     widens the cell and the motion of atoms; pressure makes the cell narrower than it is when cold. Regimes differ in
     the means of both and in how much they fluctuate, and overlap from frame to frame: it takes several frames to tell.
     Labels hold by construction; for about 200 fs (10 frames) after a change the crystal is on its way.

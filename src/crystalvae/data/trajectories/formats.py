@@ -67,7 +67,10 @@ def read_frames(path: Path, *, elements: Sequence[str] | None = None) -> Iterato
     if kind == "vasp-xdatcar":
         return _checked(_xdatcar_frames(path))
     if kind == "extxyz":
-        _check_xyz(path)
+        try:
+            _check_xyz(path)
+        except (OSError, EOFError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read ({_first_line(error)})") from error
         return _checked(_ase_frames(path, kind))
     return _checked(_ase_frames(path, kind), whole=path)
 
@@ -151,6 +154,7 @@ def _ase_frames(path: Path, kind: str) -> Iterator[Frame]:
 def _from_atoms(atoms: Atoms) -> Frame:
     if atoms.cell.rank < 3:
         raise ValueError("no three-dimensional cell")
+    check_lattice(np.asarray(atoms.cell))
     results = getattr(atoms.calc, "results", {})
     energy = results.get("energy")
     values = _numbers(atoms.info)
@@ -228,8 +232,9 @@ def _traj_frames(path: Path) -> Iterator[Frame]:
 
 def _from_ulm(entry: Any, numbers: np.ndarray, masses: object) -> Frame:
     lattice, positions = np.asarray(entry.cell, dtype=float), np.asarray(entry.positions, dtype=float)
-    if lattice.shape != (3, 3) or not abs(np.linalg.det(lattice)) > 0.0:
+    if lattice.shape != (3, 3) or not lattice.any(axis=1).all():
         raise ValueError("no three-dimensional cell")
+    check_lattice(lattice)
     info = entry.get("info") or {}
     values = _numbers(info)
     momenta = entry.get("momenta")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from crystalvae.checks import check_count
+from crystalvae.checks import check_count, check_number
+from crystalvae.data.trajectories.dynamics import is_positive
 from crystalvae.data.trajectories.recorder import Recorder
 from crystalvae.data.trajectories.trajectory import Trajectory
 from crystalvae.errors import ConfigError, DataError
@@ -25,6 +26,7 @@ class Descent:
     """How a crystal is relaxed: to forces below `fmax` (eV/Å), in at most `steps` steps, with its cell or without.
 
     A frame is kept at the start, every `interval` steps and at the end. The cell moves by ASE's `FrechetCellFilter`.
+    `rattle` (Å) displaces the atoms at random at first, since forces on the atoms of a symmetric crystal may be none.
     """
 
     optimizer: Literal["FIRE", "LBFGS", "BFGS"] = "FIRE"
@@ -32,14 +34,18 @@ class Descent:
     steps: int = 500
     interval: int = 1
     relax_cell: bool = True
+    rattle: float = 0.0
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
-            raise ConfigError(f"descent.optimizer={self.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
-        if not (math.isfinite(self.fmax) and self.fmax > 0):
-            raise ConfigError(f"descent.fmax={self.fmax}: expected a positive force in eV/Å")
-        check_count("descent.steps", self.steps)
-        check_count("descent.interval", self.interval)
+            raise ConfigError(f"relaxation.optimizer={self.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
+        if not is_positive(self.fmax):
+            raise ConfigError(f"relaxation.fmax={self.fmax!r}: expected a positive force in eV/Å")
+        if not isinstance(self.relax_cell, bool):
+            raise ConfigError(f"relaxation.relax_cell={self.relax_cell!r}: expected true or false")
+        check_number("relaxation.rattle", self.rattle)
+        check_count("relaxation.steps", self.steps)
+        check_count("relaxation.interval", self.interval)
 
 
 def run_relaxation(
@@ -47,18 +53,23 @@ def run_relaxation(
     *,
     descent: Descent,
     id: str,  # noqa: A002  the field's own name
+    seed: int = 0,
     on_frame: Callable[[], object] | None = None,
 ) -> Trajectory:
     """Relax a crystal and return the frames on the way, without drift; the atoms given stay as they are.
 
-    The optimiser knows no time: a frame's `time` is the number of its step. `properties` are `max_force` (eV/Å), the
-    largest on an atom. Raises `DataError` where energy or forces stop being finite.
+    `seed` decides how atoms are displaced at first. The optimiser knows no time: a frame's `time` is the number of its
+    step. `properties` are `max_force` (eV/Å), the largest on an atom.
+
+    Raises `DataError` where energy or forces stop being finite.
     """
     from ase import optimize
     from ase.filters import FrechetCellFilter
 
     moving = atoms.copy()
     moving.calc = atoms.calc
+    if descent.rattle:
+        moving.rattle(descent.rattle, rng=np.random.default_rng(seed))
     recorder = Recorder(id, moving)
     optimizer = getattr(optimize, descent.optimizer)(
         FrechetCellFilter(moving) if descent.relax_cell else moving, logfile=None

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crystalvae.checks import check_count
 from crystalvae.data.trajectories.dynamics import Dynamics, Regime, run_dynamics, take_turns
+from crystalvae.data.trajectories.relaxation import Descent, run_relaxation
 from crystalvae.data.trajectories.trajectory import Trajectory
+from crystalvae.errors import ConfigError, CrystalVAEError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -42,7 +46,12 @@ class Simulation:
         take_turns(len(self.regimes), self.num_frames, dwell=self.dwell, generator=np.random.default_rng(0))
 
     def one(
-        self, number: int, atoms: Atoms, calculator: Callable[[], Calculator], on_frame: Callable[[], object] | None
+        self,
+        number: int,
+        on_frame: Callable[[], object] | None,
+        *,
+        atoms: Atoms,
+        calculator: Callable[[], Calculator],
     ) -> Trajectory:
         """Run the trajectory with this number, from 0; its id is the number in four digits or more."""
         order, thermostat = np.random.SeedSequence([self.seed, number]).spawn(2)
@@ -74,26 +83,94 @@ class Simulation:
         `calculator` builds the potential; it is called once for each trajectory, in the process that runs it, and must
         be picklable for more than one process. `n_jobs` is joblib's: -1 for one process a core.
         """
-        from joblib import Parallel, delayed, effective_n_jobs, parallel_config
+        one = partial(self.one, atoms=atoms, calculator=calculator)
+        frames = self.num_trajectories * self.num_frames
+        return run_all(
+            one, self.num_trajectories, frames=frames, n_jobs=n_jobs, description=description, progress=progress
+        )
 
-        workers = min(effective_n_jobs(n_jobs), self.num_trajectories)
-        with progress_bar(progress) as bar:
-            if workers == 1:
-                task = bar.add_task(description, total=self.num_trajectories * self.num_frames)
-                return [
-                    self.one(number, atoms, calculator, lambda: bar.advance(task))
-                    for number in range(self.num_trajectories)
-                ]
-            task = bar.add_task(description, total=self.num_trajectories)
-            with parallel_config(backend="loky", inner_max_num_threads=1):
-                parallel: Any = Parallel(n_jobs=workers, return_as="generator")
-                found = []
-                for entry in parallel(
-                    delayed(self.one)(number, atoms, calculator, None) for number in range(self.num_trajectories)
-                ):
+
+@dataclass(frozen=True, kw_only=True)
+class Descents:
+    """Relaxations of one crystal, each from its own random displacements."""
+
+    descent: Descent
+    num_trajectories: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_count("num_trajectories", self.num_trajectories)
+        check_count("seed", self.seed, at_least=0)
+        if self.num_trajectories > 1 and not self.descent.rattle:
+            raise ConfigError(
+                f"num_trajectories={self.num_trajectories}: without rattle all would be the same; ask for one"
+            )
+
+    def one(
+        self,
+        number: int,
+        on_frame: Callable[[], object] | None,
+        *,
+        atoms: Atoms,
+        calculator: Callable[[], Calculator],
+    ) -> Trajectory:
+        """Run the relaxation with this number, from 0; its id is the number in four digits or more."""
+        crystal = atoms.copy()
+        crystal.calc = calculator()
+        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+        return run_relaxation(crystal, descent=self.descent, id=f"{number:04d}", seed=seed, on_frame=on_frame)
+
+    def run(
+        self,
+        atoms: Atoms,
+        calculator: Callable[[], Calculator],
+        *,
+        n_jobs: int = 1,
+        description: str = "relaxation",
+        progress: bool = True,
+    ) -> list[Trajectory]:
+        """Run all relaxations and return them in order, as `Simulation.run` does."""
+        one = partial(self.one, atoms=atoms, calculator=calculator)
+        return run_all(
+            one, self.num_trajectories, frames=None, n_jobs=n_jobs, description=description, progress=progress
+        )
+
+
+def run_all(
+    one: Callable[[int, Callable[[], object] | None], Trajectory],
+    count: int,
+    *,
+    frames: int | None,
+    n_jobs: int,
+    description: str,
+    progress: bool,
+) -> list[Trajectory]:
+    """Return `one(number, on_frame)` for each number below `count`, in order, on several processes where there are.
+
+    The progress bar counts frames, `frames` altogether (None where that is not known), with one process, else
+    trajectories.
+    """
+    from joblib import Parallel, delayed, effective_n_jobs, parallel_config
+
+    workers = min(effective_n_jobs(n_jobs), count)
+    with progress_bar(progress) as bar:
+        if workers == 1:
+            task = bar.add_task(description, total=frames)
+            return [one(number, lambda: bar.advance(task)) for number in range(count)]
+        task = bar.add_task(description, total=count)
+        found = []
+        with parallel_config(backend="loky", inner_max_num_threads=1):
+            parallel: Any = Parallel(n_jobs=workers, return_as="generator")
+            try:
+                for entry in parallel(delayed(one)(number, None) for number in range(count)):
                     found.append(entry)
                     bar.advance(task)
-                return found
+            except BrokenProcessPool as error:
+                raise CrystalVAEError(
+                    "a worker process ended before its trajectory was done. Usually memory ran out: run again with "
+                    "fewer processes (n_jobs)"
+                ) from error
+        return found
 
 
 @contextmanager
