@@ -186,7 +186,7 @@ def test_log_lines_are_not_broken(tmp_path: Path):
     ("line", "expected"),
     [
         ("crystalvae ", [*COMMANDS]),
-        ("crystalvae train", ["train-vae", "train-prior", "train-predictor"]),
+        ("crystalvae train", ["train-vae", "train-prior", "train-predictor", "train-sequence"]),
         ("crystalvae sa", ["sample"]),
         ("crystalvae sample num_s", ["num_samples="]),
         ("crystalvae sample num_samples=3 sampler.st", ["sampler.steps=", "sampler.stochasticity="]),

@@ -17,7 +17,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from crystalvae.build import Part
 from crystalvae.errors import CheckpointError, ConfigError
 
-TRUSTED_TARGETS = ("crystalvae.vae_module.", "crystalvae.prior_module.", "crystalvae.predictor_module.", "torch.optim.")
+TRUSTED_TARGETS = (
+    "crystalvae.vae_module.",
+    "crystalvae.prior_module.",
+    "crystalvae.predictor_module.",
+    "crystalvae.sequence_module.",
+    "torch.optim.",
+)
 """What a config inside a checkpoint may name as `_target_`."""
 _PACKAGE = re.compile(r"([^\W\d]\w*\.)+")
 _also_trusted: ContextVar[tuple[str, ...]] = ContextVar("also_trusted", default=())

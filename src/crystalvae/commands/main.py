@@ -35,6 +35,9 @@ COMMANDS = {
     "train-predictor": Command(
         "train_predictor", "train_predictor", "train_predictor", "train a property head on the latents of a VAE"
     ),
+    "train-sequence": Command(
+        "train_sequence", "train_sequence", "train_sequence", "train a sequence VAE on windows of trajectories"
+    ),
     "sample": Command("sample", "sample", "sample", "sample new crystals and write them as CIF and more"),
     "evaluate": Command(
         "evaluate", "evaluate", "evaluate", "measure a model, or crystals from anywhere; with a report"

@@ -72,6 +72,14 @@ class TrainPredictor(Training):
 
 
 @dataclass(kw_only=True)
+class TrainSequence(Training):
+    """`train_sequence.yaml`."""
+
+    sequence_module: dict[str, Any]
+    ckpt_path: str | None = path()
+
+
+@dataclass(kw_only=True)
 class Sampler:
     """How a prior samples; null for its own defaults."""
 
@@ -366,5 +374,6 @@ SCHEMAS: dict[str, type[Config]] = {
     "cluster": Cluster,
     "publish": Publish,
     "trajectory": Trajectory,
+    "train_sequence": TrainSequence,
 }
 """Schema of each command, by the name of its YAML file."""

@@ -145,7 +145,7 @@ def _farewell(folder: RunFolder, trainer: L.Trainer, status: str, kind: str) -> 
             )
         if kind == "predictor":
             lines.append(f"search:      crystalvae latent operation=search ckpt_path={best} search.target=…")
-        else:
+        elif kind != "sequence":
             lines.append(f"sample:      crystalvae sample ckpt_path={best} num_samples=100 output_dir=samples")
     return "\n".join(lines)
 
