@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+PAGES := README.md CHANGELOG.md checkpoints/README.md $(wildcard docs/*.md)
 
-.PHONY: install install-dev demo test lint types fuzz mutants wheel wheel-trial clean
+.PHONY: install install-dev demo test lint types docs fuzz mutants wheel wheel-trial clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,9 +35,13 @@ test: install-dev lint types
 lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mdformat --check $(PAGES)
 
 types: install-dev
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+docs: install-dev
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --jobs auto docs docs/_build
 
 fuzz: install-dev
 	$(BIN)/python tests/fuzz.py --count 1000 --seed 0
@@ -51,4 +56,4 @@ wheel-trial: install-dev
 	.ci/wheel_trial $(BIN)/python
 
 clean:
-	rm -rf $(VENV) build dist $(DEMO)
+	rm -rf $(VENV) build dist docs/_build docs/_generated $(DEMO)

@@ -346,7 +346,7 @@ class KeptRelaxation:
 
 
 @dataclass(kw_only=True)
-class Trajectory(Config):
+class RunTrajectory(Config):
     """`trajectory.yaml`."""
 
     potential: dict[str, Any]
@@ -373,7 +373,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "latent": Latent,
     "cluster": Cluster,
     "publish": Publish,
-    "trajectory": Trajectory,
+    "trajectory": RunTrajectory,
     "train_sequence": TrainSequence,
 }
 """Schema of each command, by the name of its YAML file."""
