@@ -139,6 +139,6 @@ def _warn_unseen(sizes: set[int], seen: dict[int, int]) -> None:
     unknown = sorted(sizes - set(seen)) if seen else []
     if unknown:
         log.warning(
-            "the model never saw crystals of %s atoms in training (it saw %d to %d): expect less of these",
+            "no training crystal has %s atoms (they have %d to %d): crystals of these sizes will be less reliable",
             ", ".join(map(str, unknown[:10])), min(seen), max(seen),
         )  # fmt: skip

@@ -108,7 +108,7 @@ class Inputs:
             return self._config.data
         if self._config.ckpt_path is None:
             known = ", ".join(_data_sets())
-            raise ConfigError(f"data: say what to compare the crystals with, data=NAME, one of {known}")
+            raise ConfigError(f"data: say which data set to compare the crystals with, data=NAME, one of {known}")
         name = str(self.module().statistics.get("dataset"))
         if name not in _data_sets():
             raise ConfigError(

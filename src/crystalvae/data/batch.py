@@ -361,7 +361,9 @@ class CrystalBatch:
         host, names = self.detach().to("cpu"), [f"crystal-{index}" for index in range(len(self))]
         records = file_records(host.atom_types, host.frac_coords, host.lattices, host.num_atoms, names)
         if missing := set(names) - {record.id for record in records}:
-            raise DataError(f"{min(missing, key=names.index)}: no CIF can hold it: unknown elements, or no finite cell")
+            raise DataError(
+                f"{min(missing, key=names.index)}: cannot be written as CIF: unknown elements, or no finite cell"
+            )
         return [cif_text(record) for record in records]
 
     def to_atoms(self) -> list[Atoms]:

@@ -152,7 +152,7 @@ def _download(url: str, part: Path, progress: Progress, task: TaskID) -> None:
             except requests.RequestException as error:  # urllib3 has retried what is worth it, but for broken answers
                 if part.stat().st_size <= before:
                     raise _NoAnswerError(f"{url}: {_short(error)}") from error
-                log.warning("%s: %s; going on where it stopped", url, _short(error))
+                log.warning("%s: %s; resuming where it stopped", url, _short(error))
 
 
 def _append(session: requests.Session, url: str, part: Path, progress: Progress, task: TaskID) -> None:

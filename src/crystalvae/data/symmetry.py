@@ -48,7 +48,9 @@ def moyo_dataset(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarr
     basis = np.asarray(lattice, dtype=float)
     shortest = shortest_translation(basis)
     if not shortest >= MIN_TRANSLATION * tolerance:
-        raise ValueError(f"the crystal repeats after {shortest:.3g} Å: a tolerance of {tolerance:g} Å says nothing")
+        raise ValueError(
+            f"the shortest lattice vector is {shortest:.3g} Å: a tolerance of {tolerance:g} Å is too large"
+        )
     cell = moyopy.Cell(
         basis=basis.tolist(),
         positions=np.asarray(frac_coords, dtype=float).tolist(),

@@ -136,7 +136,7 @@ def _check_arguments(
         atom = int(unknown.nonzero()[0])
         raise DataError(
             f"crystal {ids[int(crystals.batch[atom])]}, atom {int(crystals.token_idx[atom])}: atomic number "
-            f"{int(crystals.atom_types[atom])} is no element; expected 1 to {LAST_ELEMENT}. Nothing was written"
+            f"{int(crystals.atom_types[atom])} is not an element; expected 1 to {LAST_ELEMENT}. Nothing was written"
         )
 
 

@@ -470,7 +470,9 @@ class VAEModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """Build the optimiser and the learning-rate schedule, which is told the number of steps of the whole run."""
         if self.prior is not None:
-            raise ConfigError("vae_module.prior: a VAE is trained before its prior, which train_prior trains; set null")
+            raise ConfigError(
+                "vae_module.prior: expected null in training; a prior is trained afterwards, by crystalvae train-prior"
+            )
         return build_optimizer(self.config, self.parameters(), self.trainer, section="vae_module")
 
     def on_fit_start(self) -> None:

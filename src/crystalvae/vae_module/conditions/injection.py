@@ -100,7 +100,7 @@ class Conditioning:
             raise ConfigError(f"condition.injection: this {part} has no layer norm to adapt; set concat") from error
 
     def part(self, part: Part, d_model: int) -> PartConditions | None:
-        """Return what tells the encoder, or the decoder, of `d_model` numbers per atom; None where it is told none."""
+        """Return what gives conditions to encoder or decoder, `d_model` numbers per atom; None where it takes none."""
         return PartConditions(self, part=part, d_model=d_model) if self.tells(part) else None
 
     # ---- what crystals are told --------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ class Conditioning:
             raise ConfigError(f"conditions: got {', '.join(conditions)}; this model was trained without any")
         values = asked_values(conditions, self.names, len(crystals))
         if not self.decoder and any(value is not None for value in conditions.values()):
-            raise ConfigError("conditions: this model's decoder is told none (condition.decoder=false)")
+            raise ConfigError("conditions: this model's decoder takes none (condition.decoder=false)")
         return crystals.replace(conditions={name: value.to(crystals.device) for name, value in values.items()})
 
 

@@ -1,4 +1,4 @@
-"""The transformer decoder: one latent vector an atom to elements, coordinates and the lattice."""
+"""The transformer decoder: one latent vector per atom to elements, coordinates and the lattice."""
 
 from __future__ import annotations
 

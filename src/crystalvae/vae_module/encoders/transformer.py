@@ -1,4 +1,4 @@
-"""The transformer encoder: a crystal, atom by atom, to one hidden vector an atom."""
+"""The transformer encoder: a crystal, atom by atom, to one hidden vector per atom."""
 
 from __future__ import annotations
 

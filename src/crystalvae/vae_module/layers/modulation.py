@@ -55,8 +55,8 @@ class AdaptiveLayerNorm(nn.LayerNorm):
     ) -> Float[Tensor, "N D"]:
         """Normalise and modulate; `ValueError` where it is told conditions it was not built for, or not told them."""
         if (condition is None) != (self.modulation is None):
-            told = "was told none" if condition is None else "was told conditions, and built without d_condition"
-            raise ValueError(f"AdaptiveLayerNorm: {told}; expected conditions exactly where d_condition is given")
+            told = "got no conditions" if condition is None else "got conditions, but was built without d_condition"
+            raise ValueError(f"AdaptiveLayerNorm: {told}; expected conditions if, and only if, d_condition is given")
         normed = super().forward(tokens)
         if self.modulation is None or condition is None:
             return normed
