@@ -167,10 +167,10 @@ def generate(config: DictConfig, module: VAEModule, *, timed: bool) -> tuple[Cry
 def predict(
     config: DictConfig, module: VAEModule, targets: CrystalSet, candidates: int
 ) -> tuple[CrystalSet, Candidates]:
-    """Sample structures for the elements of each target; `ConfigError` where the checkpoint cannot be told elements."""
+    """Sample structures for the elements of each target; `ConfigError` where the checkpoint cannot take elements."""
     if module.atom_type_predict:
         raise ConfigError(
-            "task=csp: this checkpoint predicts the elements itself and cannot be told them; give one that was trained "
+            "task=csp: this checkpoint predicts the elements itself and cannot take them; give one that was trained "
             "for structure prediction (experiment=mp_20/vae_csp), or task=generation"
         )
     owner = np.repeat(np.arange(len(targets.ids)), candidates)

@@ -18,7 +18,7 @@ from crystalvae.files import file_hash
 
 PriorStorage = Literal["half", "int8"]
 SMALL = 1024
-"""Tensors of up to so many numbers (statistics, biases, norms) stay in single precision: they cost nothing."""
+"""Tensors of up to this many numbers (statistics, biases, norms) stay in single precision: they cost nothing."""
 
 
 def publish(config: DictConfig) -> str:

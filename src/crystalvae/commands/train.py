@@ -50,9 +50,11 @@ def train(config: DictConfig) -> str:
 
 
 def check_exclusive(config: DictConfig) -> None:
-    """Raise `ConfigError` where a run shall go on from one checkpoint and start from another."""
+    """Raise `ConfigError` where a run is to continue one checkpoint and start from another."""
     if config.resume_from is not None and config.ckpt_path is not None:
-        raise ConfigError("resume_from and ckpt_path exclude each other: the one continues a run, the other starts one")
+        raise ConfigError(
+            "resume_from and ckpt_path exclude each other: resume_from continues a run, ckpt_path starts a new one"
+        )
 
 
 def run_training(
@@ -155,7 +157,7 @@ def _farewell(folder: RunFolder, trainer: L.Trainer, status: str, kind: str) -> 
 
 
 def _data_options() -> str:
-    """Return what to add to a command that shall see the same data, where this command gave more than its name."""
+    """Return what to add to a command that is to use the same data, where this command gave more than its name."""
     from hydra.core.hydra_config import HydraConfig
 
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []

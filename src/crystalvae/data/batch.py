@@ -33,8 +33,8 @@ class CrystalBatch:
     Letters: N atoms, B crystals. Lattice rows are vectors in Å. `frac_coords` are in [0, 1): every reader, `from_…`
     method and augmentation wraps them, while the constructor keeps what it is given, because the published checkpoint
     format distinguishes 1.0 from 0.0. `properties` holds optional values per crystal, NaN where unknown. `conditions`
-    holds what conditional models are told of each crystal, (B,) or (B, E) by name, NaN where it is unknown; without any
-    nothing is known of them (`vae_module.conditions.values`).
+    holds what conditional models are given for each crystal, (B,) or (B, E) by name, NaN where unknown; see
+    `vae_module.conditions.values`.
 
     Raises `ValueError` naming the field, the expected and the given shape.
     """

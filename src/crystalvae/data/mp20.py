@@ -106,7 +106,7 @@ def _three_ways(folder: Path, splits: Sequence[str], reason: str) -> str:
 
 
 def _fetch(url: str, path: Path, sha1: str, progress: Progress) -> None:
-    """Download a file beside its name; what is there of it from an earlier run is kept and continued."""
+    """Download a file beside its name; a part that an earlier run left is kept and continued."""
     from filelock import FileLock
 
     part = path.with_name(f".{path.name}.part")

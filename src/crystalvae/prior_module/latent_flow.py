@@ -274,7 +274,7 @@ class LatentFlow(nn.Module):
         if not self.elements_given:
             if not bool(unknown.all()):
                 raise ConfigError(
-                    "composition: this model decodes elements from its latents and cannot be told them; use a "
+                    "composition: this model decodes elements from its latents and cannot take them; use a "
                     "checkpoint for structure prediction"
                 )
             return crystals, None
@@ -291,7 +291,7 @@ class LatentFlow(nn.Module):
         elements = options.elements
         if elements is not None and not bool(torch.isin(crystals.atom_types.cpu(), torch.tensor(elements)).all()):
             raise ConfigError(
-                "composition and chemical_system exclude each other: the one has elements the other has not"
+                "composition and chemical_system exclude each other: the composition has elements outside the system"
             )
         ranks = element_order().to(crystals.device)[crystals.atom_types]
         order = (crystals.batch * len(element_order()) + ranks).argsort(stable=True)

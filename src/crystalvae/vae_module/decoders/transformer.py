@@ -68,7 +68,7 @@ class TransformerDecoder(CrystalReadOff):
     ) -> DecodedCrystals:
         """Decode hidden vectors; of `crystals` only the atom counts are read, and the elements where they are given.
 
-        `condition`: what each crystal is told.
+        `condition`: the condition vector of each crystal.
         """
         tokens = self.add_elements(tokens, crystals)
         if self.positions == "sinusoidal":

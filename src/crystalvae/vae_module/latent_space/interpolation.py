@@ -51,7 +51,7 @@ def interpolate(
 
     b is laid on a first (`align`; its origin stays where it is unless `shift_origin`). Where the model is given the
     elements, an atom whose partner is another element changes at half way. The result's property `fraction` goes from
-    0 to 1; other properties, and what a conditional decoder is told, are kept where both crystals have the same.
+    0 to 1; other properties, and the conditions of a conditional decoder, are kept where both crystals have the same.
 
     Raises `ConfigError` for crystals of different sizes, fewer than two steps, an unknown mode, and a bottleneck whose
     latents cannot be interpolated.
