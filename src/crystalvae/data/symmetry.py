@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CRYSTAL_SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
 _FIRST_SPACE_GROUPS = (1, 3, 16, 75, 143, 168, 195)
 MIN_TRANSLATION = 10.0
-"""The shortest lattice vector must be this many times the tolerance; real ones are at least 20 times the usual 0.1 Å."""
+"""The shortest lattice vector is at least this many times the tolerance; real ones are 20 times 0.1 Å and more."""
 
 
 def crystal_system(number: int) -> str:

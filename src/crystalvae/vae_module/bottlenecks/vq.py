@@ -46,7 +46,7 @@ class QuantizedPosterior:
 
 
 class VQBottleneck(Bottleneck):
-    """Vector quantisation with `num_codebooks` codebooks of `codebook_size` codes each: G · log2 K bits per atom.
+    """Vector quantisation with G = `num_codebooks` codebooks of K = `codebook_size` codes: G · log2 K bits per atom.
 
     Each codebook quantises its share of the `latent_dim` numbers. Gradients pass straight through to the encoder; the
     loss gets `commitment_loss` |z - sg(e)|² and, unless the codes are moving averages (`ema`), `codebook_loss`
