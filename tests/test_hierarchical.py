@@ -22,7 +22,7 @@ from crystalvae.vae_module.objectives.kl_schedules import LinearSchedule
 from tests.samples import assert_same_crystals, random_crystals, tiny_config
 
 DIMS = (4, 3, 2)
-"""Latent numbers of an atom, then of the two levels of its crystal."""
+"""Latent dimensions of an atom, then of the two levels of its crystal."""
 
 
 def hierarchy(*, hierarchical_kl: bool = True, learned: bool = True, depth: int = 3) -> LadderBottleneck:
