@@ -63,7 +63,7 @@ def matrix_rate(dtype: torch.dtype, device: torch.device | str = "cpu", *, clock
 
 
 def bandwidth(device: torch.device | str = "cpu", *, clock: str = "wall") -> float:
-    """Return bytes a second, read and written, of copying 256 MB."""
+    """Return bytes per second, read and written, of copying 256 MB."""
     source = torch.zeros(64_000_000, device=device)
     target = torch.empty_like(source)
     times = take_turns({"": lambda: target.copy_(source)}, rounds=5, device=device)[""]

@@ -1,6 +1,6 @@
 """The straightforward published way of training a crystal VAE, which the benchmarks compare with.
 
-A list of PyG `Data`, one a crystal, collated crystal by crystal into a `Batch`; dense batches padded to the largest
+A list of PyG `Data`, one per crystal, collated crystal by crystal into a `Batch`; dense batches padded to the largest
 crystal (`to_dense_batch`), through `torch.nn.TransformerEncoder` with a key-padding mask, all layers on padding too;
 float32, eager, plain AdamW. Features, layers, losses and parameter names are ours, so that weights and losses can be
 compared: `Reference.like(module)`.
@@ -23,7 +23,7 @@ from crystalvae.vae_module import VAEModule
 
 
 def to_data_list(crystals: CrystalBatch) -> list[Data]:
-    """Return one `Data` a crystal, as published datasets keep them."""
+    """Return one `Data` per crystal, as published datasets keep them."""
     return [
         Data(
             atom_types=torch.from_numpy(numbers.copy()),

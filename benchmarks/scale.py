@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=400, help="random batches to take of each data set")
     parser.add_argument("--limit-mib", type=int, help="memory that the process may have beside the file's pages")
     parser.add_argument("--in-memory", action="store_true", help="copy the data set into memory, to compare")
-    parser.add_argument("--folder", help="where the data sets are written, several hundred bytes a crystal")
+    parser.add_argument("--folder", help="where the data sets are written, several hundred bytes per crystal")
     parser.add_argument("--json", help="a file for the results")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -225,7 +225,7 @@ def step_flops(crystals: CrystalBatch, d_model: int, layers: int, batch_size: in
     atoms, pairs = batch_size * float(counts.mean()), batch_size * float(counts.square().mean())
     linear = (
         24 * d_model**2 + 4 * d_model * pairs / atoms
-    )  # of one layer, an atom: q, k, v, out, two of the MLP; scores
+    )  # of one layer, per atom: q, k, v, out, two of the MLP; scores
     ends = 2 * d_model * (48 + d_model + 3 * LATENT_DIM + 106)
     return 3 * atoms * (2 * layers * linear + ends)
 

@@ -74,7 +74,7 @@ def rock_salt_and_friends() -> list[Any]:
 def tiny_config(
     *, encoder: dict[str, Any] | None = None, decoder: dict[str, Any] | None = None, **options: Any
 ) -> dict[str, Any]:
-    """Config of a VAE of 16 hidden and 4 latent numbers; `encoder`, `decoder` and `options` override its keys."""
+    """Config of a VAE of 16 hidden and 4 latent dimensions; `encoder`, `decoder` and `options` override its keys."""
     size = {"d_model": 16, "nhead": 2, "num_layers": 2, "dim_feedforward": 32}
     return {
         "encoder": {
@@ -113,7 +113,7 @@ def assert_same_crystals(got: CrystalBatch, expected: CrystalBatch, *, atol: flo
 
 
 def tiny_prior_config(*, atom_type_predict: bool = False, **prior: Any) -> dict[str, Any]:
-    """Config of a prior of 16 hidden numbers over a tiny VAE, given the elements or not; `prior` overrides its keys."""
+    """Config of a prior of 16 hidden dimensions over a tiny VAE, elements given or not; `prior` overrides its keys."""
     composition = {"d_model": 16, "nhead": 2, "num_layers": 1, "dropout": 0.0, "max_atoms": 12}
     size = {"d_model": 16, "nhead": 2, "num_layers": 2, "prediction": "x1", "sampler": {"steps": 4}}
     return {

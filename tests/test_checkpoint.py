@@ -457,7 +457,7 @@ def test_flipped_bytes_never_surprise(published: bool, saved: Path) -> None:
         (lambda c: c["crystalvae"].pop("format_version"), r"format version None"),
         (lambda c: c["crystalvae"].update(format_version=[1]), r"format version \[1\]"),
         (lambda c: c["crystalvae"].update(kind="policy"), r"'policy'.*'vae' or 'prior'"),
-        (lambda c: c["crystalvae"].update(kind="prior"), r"a prior's config without its VAE"),
+        (lambda c: c["crystalvae"].update(kind="prior"), r"the config of the prior has no VAE"),
         (lambda c: c["crystalvae"].pop("config"), r"no config"),
         (lambda c: c["crystalvae"].pop("statistics"), r"no statistics"),
         (lambda c: c.pop("crystalvae"), r"expected 'crystalvae'"),

@@ -226,12 +226,12 @@ def test_evaluate_judges_crystals_from_anywhere(table: Path, tmp_path: Path):
     [
         ([], "got neither"),
         (["generated=gen", "ckpt_path=x.ckpt"], "got both"),
-        (["generated=gen"], "data: say what to compare"),
+        (["generated=gen"], "data: say which data set to compare"),
         (["generated=gen", "task=reconstruction"], "needs ckpt_path"),
         (["generated=gen", "data=table", "task=beauty"], "task: got 'beauty'"),
         (["generated=gen", "data=table", "sections=[beauty]"], "sections: got 'beauty'"),
         (["generated=nothing", "data=table"], "no such file"),
-        (["generated=gen", "data=table", "output_dir=gen"], "no evaluation's"),
+        (["generated=gen", "data=table", "output_dir=gen"], "no evaluation wrote"),
         (["generated=gen", "data=table", "timeout_s=0"], "timeout_s=0"),
         (["generated=gen", "data=table", "backend=abacus"], "backend='abacus'"),
     ],
@@ -351,7 +351,7 @@ def test_unseen_atom_count_is_allowed_with_a_warning(trained: Path, tmp_path: Pa
     options = [f"ckpt_path={trained / 'checkpoints' / 'best.ckpt'}", f"output_dir={tmp_path / 'out'}"]
     sample(compose("sample", [*options, "num_samples=2", "num_atoms=11"]))
     assert pd.read_csv(tmp_path / "out" / "samples.csv")["atoms"].tolist() == [11, 11]
-    assert "never saw crystals of 11 atoms" in caplog.text
+    assert "no training crystal has 11 atoms" in caplog.text
 
 
 def test_unknown_key_is_an_error(tmp_path: Path):

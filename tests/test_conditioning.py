@@ -122,7 +122,7 @@ def test_a_list_asks_something_of_each_crystal():
     [
         ({"density": [1.0, 2.0]}, r"conditions\.density: got 2 values for 3 crystals; expected one each, or one value"),
         ({"density": [1.0, "much", 2.0]}, r"conditions\.density: got 'much'; expected a number"),
-        ({"chemical_system": "Li-Xx"}, r"conditions\.chemical_system: 'Xx' is no element"),
+        ({"chemical_system": "Li-Xx"}, r"conditions\.chemical_system: 'Xx' is not an element"),
         ({"chemical_system": 3}, r"conditions\.chemical_system: got 3; expected symbols such as Li-Mn-O"),
         ({"composition": "Fe2X"}, r"conditions\.composition=Fe2X"),
         ({"composition": ["NaCl", 5, None]}, r"conditions\.composition: got 5; expected a formula such as LiFePO4"),
@@ -169,7 +169,7 @@ def test_a_norm_is_told_conditions_exactly_where_it_was_built_for_them():
     assert list(plain.state_dict()) == ["weight", "bias"]
     with pytest.raises(ValueError, match="built without d_condition"):
         plain(tokens, condition)
-    with pytest.raises(ValueError, match="was told none"):
+    with pytest.raises(ValueError, match="got no conditions"):
         AdaptiveLayerNorm(6, d_condition=3)(tokens)
 
 
@@ -242,7 +242,7 @@ def test_one_of_the_two_can_be_told_alone(inside: str, outside: str):
     }
     assert heard == {inside: True, outside: False}
     if outside == "decoder":
-        with pytest.raises(ConfigError, match=r"decoder is told none \(condition\.decoder=false\)"):
+        with pytest.raises(ConfigError, match=r"decoder takes none \(condition\.decoder=false\)"):
             module.sample(crystals, conditions={"density": 2.0})
 
 
@@ -269,7 +269,7 @@ def test_what_has_no_layer_norm_can_only_concatenate(without_type_checks: None):
 def test_layer_norms_are_built_for_conditions_that_they_are_told():
     parts = {"decoder": part("decoder", "mlp"), "latent_dim": 4}
     encoder = {**part("encoder", "mlp"), "d_condition": 8}
-    with pytest.raises(ConfigError, match=r"encoder\.d_condition: got 8, but no layer norm of it is told conditions"):
+    with pytest.raises(ConfigError, match=r"encoder\.d_condition: got 8, but none of its layer norms takes conditions"):
         VAEModule(encoder=encoder, **parts)
     plain = VAEModule(encoder=part("encoder", "mlp"), **parts).vae
     with pytest.raises(ConfigError, match="this encoder has no layer norm to adapt"):

@@ -22,7 +22,7 @@ from crystalvae.vae_module.objectives.kl_schedules import LinearSchedule
 from tests.samples import assert_same_crystals, random_crystals, tiny_config
 
 DIMS = (4, 3, 2)
-"""Latent numbers of an atom, then of the two levels of its crystal."""
+"""Latent dimensions of an atom, then of the two levels of its crystal."""
 
 
 def hierarchy(*, hierarchical_kl: bool = True, learned: bool = True, depth: int = 3) -> LadderBottleneck:
@@ -291,16 +291,16 @@ def test_modules_of_other_shapes_are_named(crystals: CrystalBatch, features: tor
     made = hierarchy()
     made.encoders[1] = nn.Linear(6, 5)
     with pytest.raises(
-        ConfigError, match=r"bottleneck.encoders\[1\]: gave shape \(4, 5\); expected \(4, 6\), mean and"
+        ConfigError, match=r"bottleneck.encoders\[1\]: returned shape \(4, 5\); expected \(4, 6\), mean and"
     ):
         made.posterior(features, crystals)
     made = hierarchy()
     posterior = made.posterior(features, crystals)
     made.priors[0] = nn.Linear(3, 7)
-    with pytest.raises(ConfigError, match=r"bottleneck.priors\[0\]: gave shape \(4, 7\); expected \(4, 8\)"):
+    with pytest.raises(ConfigError, match=r"bottleneck.priors\[0\]: returned shape \(4, 7\); expected \(4, 8\)"):
         made.kl(posterior, posterior.mode(), crystals)
     made.decoders[0] = nn.Linear(9, 4)
-    with pytest.raises(ConfigError, match=r"bottleneck.decoders\[0\]: gave shape \(14, 4\); expected \(14, 5\)"):
+    with pytest.raises(ConfigError, match=r"bottleneck.decoders\[0\]: returned shape \(14, 4\); expected \(14, 5\)"):
         made.features(posterior.mode(), crystals)
     with pytest.raises(
         ConfigError, match=r"bottleneck.crystal_dims: got \[3\] with depth 3; expected depth - 1 numbers"

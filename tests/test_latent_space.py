@@ -436,7 +436,7 @@ def test_a_number_of_samples_from_a_prior_leaves_room_for_a_chemical_system():
 @pytest.mark.usefixtures("without_type_checks")
 def test_a_number_of_samples_that_cannot_be_had():
     module = tiny_module()
-    with pytest.raises(ConfigError, match=r"does not know how many atoms .* CrystalBatch.empty"):
+    with pytest.raises(ConfigError, match=r"holds no distribution of atom counts.* CrystalBatch.empty"):
         module.sample(3)
     module.statistics = {"num_atoms": {3: 1}}
     for count in (0, -1, True):

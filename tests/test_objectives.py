@@ -68,7 +68,7 @@ def elbo(kind: type[ELBO] = ELBO, *, kl: float = 0.5, **options: Any) -> ELBO:
 
 
 def losses(objective: ELBO, crystals: CrystalBatch, *, kl: torch.Tensor | None = None, **options: Any) -> dict:
-    """What an objective says of a decoder that is right about everything, at a KL of 14 atoms and 4 latent numbers."""
+    """What an objective says of a decoder that is right about everything: KL of 14 atoms and 4 latent dimensions."""
     kl = torch.linspace(0.0, 0.55, 56).view(14, 4) if kl is None else kl
     batch = TrainingBatch.whole(crystals)
     return objective(decoded_like(crystals), crystals, batch, means=torch.zeros(14, 4), kl=kl, **options)
@@ -191,7 +191,7 @@ def test_free_bits_cost_the_floor_and_stop_gradients_below_it() -> None:
 
 
 def test_free_bits_are_of_the_batch_mean_and_reach_the_posterior(crystals: CrystalBatch) -> None:
-    """One latent number with a mean KL below the floor, although one atom's is above; three others above it."""
+    """One latent dimension with a mean KL below the floor, although one atom's is above; three others above it."""
     values = torch.zeros(14, 8)
     values[0, 0] = 1.0  # KL ½ for one atom, 1/28 in the mean
     values[:, 1:4] = 1.0
@@ -408,7 +408,7 @@ def test_statistics_of_parts_are_those_of_the_whole() -> None:
             {"cluster_weight": 1.0, "cluster_components": 5},
             r"cluster_components: got 5; expected at most latent_dim",
         ),
-        ({"schedule": 3}, r"objective.schedule: got 3; expected something to call"),
+        ({"schedule": 3}, r"objective.schedule: got 3; expected a function"),
         (
             {"schedule": {**LINEAR, "warmup": 0}},
             r"objective.schedule.warmup: got 0; expected a whole number",

@@ -157,7 +157,9 @@ def test_crystals_are_encoded_at_several_origins_where_the_vae_was_trained_so():
     assert int(targets.isnan().sum()) == 6
     fixed = tiny_module()
     assert LatentPredictor(vae=fixed.config, head=HEAD, target="energy").origins == 1
-    with pytest.raises(ConfigError, match=r"predictor.origins: got 2; this VAE was trained at fixed origins"):
+    with pytest.raises(
+        ConfigError, match=r"predictor.origins: got 2; expected 1, as this VAE was trained at fixed origins"
+    ):
         LatentPredictor(vae=fixed.config, head=HEAD, target="energy", origins=2)
 
 

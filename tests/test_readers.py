@@ -258,7 +258,7 @@ def test_frames_without_a_cell_are_skipped(tmp_path: Path) -> None:
 NO_SITES = CIF.split("loop_", maxsplit=1)[0].format(a=4, beta=90, symmetry="")
 BAD_CIFS = {
     "partial occupancy at Cl1": cif(sites=SITES.replace("0.8 1", "0.8 0.5")),
-    "occupancy 'nan' is no number": cif(sites=SITES.replace("0.3 1", "0.3 nan")),
+    "occupancy 'nan' is not a number": cif(sites=SITES.replace("0.3 1", "0.3 nan")),
     "unknown element 'Xx'": cif(sites=SITES.replace("Na Na1", "Xx Xx1")),
     "no atom sites in the CIF": NO_SITES,
     "the cif cell is empty": "",

@@ -350,7 +350,7 @@ def test_a_hull_that_is_not_relaxed_is_higher(emt_section):
 def test_what_lies_absurdly_far_below_the_hull_is_a_failure(emt_section):
     section = emt_section(settings=StabilitySettings(lowest=0.5))
     assert section.metrics["stable"].value == 0.0
-    assert "the potential cannot be right" in section.per_crystal["failure"][0]
+    assert "the potential cannot be trusted" in section.per_crystal["failure"][0]
 
 
 def test_a_choice_of_crystals_is_seeded_and_columns_keep_their_length(emt_section):

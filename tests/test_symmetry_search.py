@@ -31,7 +31,7 @@ def one_atom(lattice: np.ndarray) -> CrystalBatch:
 
 
 def test_a_cell_like_the_tolerance_has_no_symmetry_and_is_not_searched():
-    with pytest.raises(ValueError, match=r"repeats after 0\.64 Å"):
+    with pytest.raises(ValueError, match=r"shortest lattice vector is 0\.64 Å"):
         moyo_dataset(np.array([80]), np.zeros((1, 3)), ENDLESS, 0.1)
     groups = find_space_groups(one_atom(ENDLESS), runner=Runner(n_jobs=1, progress=False), tolerances=(0.1, 0.05))
     assert np.asarray(groups).reshape(-1).tolist() == [0, 2]
@@ -63,7 +63,7 @@ def test_shortest_translation(lattice: np.ndarray, expected: float):
 def test_numbers_that_are_not_finite_are_no_lattice():
     lattice = np.diag([np.nan, 1.0, 1.0])
     assert np.isnan(shortest_translation(lattice))
-    with pytest.raises(ValueError, match="repeats after nan"):
+    with pytest.raises(ValueError, match="shortest lattice vector is nan"):
         moyo_dataset(np.array([1]), np.zeros((1, 3)), lattice, 0.1)
 
 

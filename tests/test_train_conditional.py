@@ -173,7 +173,7 @@ def test_a_conditional_model_starts_from_an_unconditional_one(
     best = plain / "checkpoints" / "best.ckpt"
     run_training(options, tmp_path / "tuned", f"ckpt_path={best}", "trainer.max_epochs=1")
     assert "not used: none" in caplog.text
-    new = caplog.text.partition("from scratch: ")[2].partition("; not used")[0].split(", ")
+    new = caplog.text.partition("from scratch: ")[2].partition("; weights of")[0].split(", ")
     assert all(word in name for name in new for word in ["vae."])
     assert not [name for name in new if ".part." in name and "modulation" not in name]
 

@@ -304,8 +304,8 @@ def test_samples_of_the_best_checkpoint_are_as_asked(run: Path, folder: Path):
         (["sampler.stochasticity=2"], "sampler.stochasticity: got 2"),
         (["+sampler.step=3"], "sampler.step: the command has no such key; did you mean sampler.steps?"),
         (["temperature=0.5"], "temperature: got 0.5"),
-        (["chemical_system=Li-Xx"], "chemical_system: 'Xx' is no element"),
-        (["chemical_system=Li-Na-K-O"], "4 elements, but the model saw 3 atoms at most"),
+        (["chemical_system=Li-Xx"], "chemical_system: 'Xx' is not an element"),
+        (["chemical_system=Li-Na-K-O"], "4 elements, but the training crystals have at most 3 atoms"),
         (["chemical_system=Li-Na-O", "num_atoms=2"], "3 elements do not fit into 2 atoms"),
         (["chemical_system=Li-O", "composition=LiO"], "exclude each other"),
         (["chemical_system=Li-O", "chemical_system_subsets=3"], "chemical_system_subsets: got 3"),
@@ -331,7 +331,7 @@ def test_requests_that_cannot_be_met_are_one_paragraph(
 def test_what_needs_a_prior_is_refused_for_a_vae(folder: Path, tmp_path: Path):
     base = [f"ckpt_path={folder / 'dng.ckpt'}", f"output_dir={tmp_path / 'out'}"]
     for asked in ("sampler.steps=5", "chemical_system=Li-O", "chemical_system_subsets=true"):
-        with pytest.raises(ConfigError, match=r"this checkpoint holds no learned prior, which that needs"):
+        with pytest.raises(ConfigError, match=r"needs a learned prior, which this checkpoint does not hold"):
             sample(compose("sample", [*base, asked]))
     with pytest.raises(ConfigError, match=r"conditions: got crystal_system; this model was trained without any"):
         sample(compose("sample", [*base, "conditions.crystal_system=cubic"]))

@@ -183,7 +183,7 @@ def test_what_no_cif_can_hold_has_no_text(crystals: CrystalBatch):
     unknown = crystals.replace(atom_types=torch.where(crystals.batch == 1, 0, crystals.atom_types))
     flat = crystals.replace(lattices=crystals.lattices * torch.tensor([1.0, 1.0, 0.0])[:, None])
     for broken, first in ((unknown, 1), (flat, 0)):
-        with pytest.raises(DataError, match=f"crystal-{first}: no CIF can hold it"):
+        with pytest.raises(DataError, match=f"crystal-{first}: cannot be written as CIF"):
             broken.to_cif()
 
 

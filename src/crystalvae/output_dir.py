@@ -73,7 +73,9 @@ def _resolve(output_dir: Path | str) -> Path:
     try:
         return Path(output_dir).expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise OutputError(f"output_dir={output_dir!r} is no usable path ({error}). Give another output_dir") from error
+        raise OutputError(
+            f"output_dir={output_dir!r} is not a usable path ({error}). Give another output_dir"
+        ) from error
 
 
 def _as_output_error(folder: Path, error: OSError) -> OutputError:

@@ -77,7 +77,7 @@ def sample(
 ) -> CrystalBatch:
     """Sample the crystals of a request, on the model's device, in the order of the template.
 
-    `template` are crystals of which only what is asked for is known (None: `request_template`); `generator` the random
+    `template` are crystals of which only the request is known (None: `request_template`); `generator` the random
     numbers (None: those of the request's seed, on the CPU). `spread` does the batches, here or in several processes.
     """
     if generator is None:
@@ -90,7 +90,7 @@ def sample(
 def request_template(module: VAEModule, request: SampleRequest, *, generator: torch.Generator) -> CrystalBatch:
     """Return crystals of which only what is asked for is known: atom counts, elements, conditions.
 
-    Raises `ConfigError` for what cannot be asked of this model.
+    Raises `ConfigError` for a request that this model cannot meet.
     """
     module.source.check(request)
     return module.asked(_atoms(module, request, generator), request.conditions)
@@ -120,7 +120,7 @@ def _atoms(module: VAEModule, request: SampleRequest, generator: torch.Generator
 def _composition_template(module: VAEModule, request: SampleRequest, formula: str) -> CrystalBatch:
     if module.atom_type_predict:
         raise ConfigError(
-            f"composition={formula}: this checkpoint predicts the elements itself and cannot be told them; train one "
+            f"composition={formula}: this checkpoint predicts the elements itself and cannot take them; train one "
             "for structure prediction (experiment=mp_20/vae_csp) and use that"
         )
     unit, seen = parse_composition(formula), seen_atom_counts(module.statistics)
@@ -139,6 +139,6 @@ def _warn_unseen(sizes: set[int], seen: dict[int, int]) -> None:
     unknown = sorted(sizes - set(seen)) if seen else []
     if unknown:
         log.warning(
-            "the model never saw crystals of %s atoms in training (it saw %d to %d): expect less of these",
+            "no training crystal has %s atoms (they have %d to %d): crystals of these sizes will be less reliable",
             ", ".join(map(str, unknown[:10])), min(seen), max(seen),
         )  # fmt: skip

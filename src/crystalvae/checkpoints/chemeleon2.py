@@ -89,7 +89,7 @@ class _Reader(pickle.Unpickler):
         if module.startswith(_INERT_MODULES) or (module, name) in _INERT_NAMES:
             return type(name, (Inert,), {"name": f"{module}.{name}"})
         raise CheckpointError(
-            f"{self.path}: refused: its pickle names {module}.{name}, which a published VAE checkpoint has no use for. "
+            f"{self.path}: refused: its pickle names {module}.{name}, which no published VAE checkpoint needs. "
             "Nothing from the file was executed"
         )
 
@@ -117,7 +117,7 @@ def _check_memo(instructions: bytes, path: Path) -> None:
     # The unpickler makes room for as many objects as the highest number that one is remembered under.
     for code, number, _ in pickletools.genops(instructions):
         if code.name in {"PUT", "BINPUT", "LONG_BINPUT"} and not 0 <= int(number or 0) <= len(instructions):
-            raise CheckpointError(f"{path}: damaged checkpoint, its pickle remembers an object under number {number}")
+            raise CheckpointError(f"{path}: damaged checkpoint, its pickle has memo index {number}")
 
 
 def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:

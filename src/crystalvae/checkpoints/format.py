@@ -20,7 +20,7 @@ from crystalvae.errors import CheckpointError, ConfigError
 from crystalvae.files import package_version, whole_file
 
 PACKED = "int8"
-"""Where a published checkpoint keeps weight matrices of 8 bits a number, beside `state_dict`; see `pack_rows`."""
+"""Where a published checkpoint keeps weight matrices of 8 bits per number, beside `state_dict`; see `pack_rows`."""
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 _PACKAGES = ("crystalvae", "torch", "lightning", "pymatgen", "ase", "gemmi", "spglib", "numpy")
 
@@ -102,7 +102,7 @@ def unpack_rows(name: str, entry: Any) -> Float[Tensor, "R C"]:
             values.dtype == torch.int8 and values.ndim == 2 and scales.shape == values.shape[:1]
         ):
             return values.float() * scales.float()[:, None]
-    raise CheckpointError(f"damaged checkpoint: {name} is no matrix of 8 bits a number with a scale for each row")
+    raise CheckpointError(f"damaged checkpoint: {name} is not a matrix of 8-bit integers with a scale per row")
 
 
 def _is_archive(path: Path) -> bool:
@@ -234,7 +234,7 @@ def vae_within(
     That of a prior keeps the prior, that of a predictor has none.
     """
     if not isinstance(config.get("vae"), dict) or (kind == "prior" and not isinstance(config.get("prior"), dict)):
-        raise CheckpointError(f"damaged checkpoint: a {kind}'s config without its VAE")
+        raise CheckpointError(f"damaged checkpoint: the config of the {kind} has no VAE")
     prefix = "vae_module."
     own = "head." if kind == "predictor" else None  # a predictor's other part
     entries = {str(name): value for name, value in weights.items()}

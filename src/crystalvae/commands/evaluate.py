@@ -89,7 +89,7 @@ def _csp(
     if config.ckpt_path is not None:
         generated, candidates = predict(config, inputs.module(), targets, count or 1)
     elif config.match_by == "order" and config.num_crystals is not None:
-        raise ConfigError("num_crystals: with match_by=order all targets are needed; set match_by=id, or null")
+        raise ConfigError("num_crystals: match_by=order needs all targets; set match_by=id, or num_crystals=null")
     else:
         generated, candidates = assign(inputs.generated(), targets, match_by=config.match_by, num_candidates=count)
     ks = to_plain(config.ks)
@@ -221,7 +221,9 @@ def _output_dir(config: DictConfig, kind: Kind) -> Path:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"output_dir={folder} is a file; expected a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / JSON_NAME).is_file():
-        raise OutputError(f"output_dir={folder} holds files that are no evaluation's; give a new folder, output_dir=…")
+        raise OutputError(
+            f"output_dir={folder} holds files that no evaluation wrote; give a new folder with output_dir=…"
+        )
     return folder
 
 

@@ -23,8 +23,8 @@ def overview(summaries: Mapping[str, str]) -> str:
             "",
             *(f"  {name:<{width}}{summary}" for name, summary in summaries.items()),
             "",
-            "crystalvae COMMAND --help lists the keys of a command; crystalvae --version says which version this is.",
-            "Completion of commands, keys and values: docs/training.md says how to switch it on.",
+            "crystalvae COMMAND --help lists the keys of a command; crystalvae --version prints the version.",
+            "Shell completion of commands, keys and values: see docs/training.md.",
             "",
         ]
     )
@@ -50,8 +50,8 @@ def command_help(name: str, config_name: str) -> str:
         lines += _wrapped(comment, first=f"  {text:<{width}}")
     lines += [
         "",
-        f"All keys with their values, those of the parts too: crystalvae {name} --cfg job; with comments: the files in",
-        f"{config_dir()}. Further flags (several runs, other configs): crystalvae {name} --hydra-help",
+        f"All keys and values, including those of the parts: crystalvae {name} --cfg job; with comments: the files",
+        f"in {config_dir()}. Further flags (several runs, other configs): crystalvae {name} --hydra-help",
         "",
     ]
     return "\n".join(line.rstrip() for line in lines)

@@ -115,7 +115,7 @@ class Inputs:
             return self._config.data
         if self._config.ckpt_path is None:
             known = ", ".join(_data_sets())
-            raise ConfigError(f"data: say what to compare the crystals with, data=NAME, one of {known}")
+            raise ConfigError(f"data: say which data set to compare the crystals with, data=NAME, one of {known}")
         name = str(self.module().statistics.get("dataset"))
         if name not in _data_sets():
             raise ConfigError(
@@ -174,10 +174,10 @@ def generate(config: DictConfig, module: VAEModule, *, timed: bool) -> tuple[Cry
 def predict(
     config: DictConfig, module: VAEModule, targets: CrystalSet, candidates: int
 ) -> tuple[CrystalSet, Candidates]:
-    """Sample structures for the elements of each target; `ConfigError` where the checkpoint cannot be told elements."""
+    """Sample structures for the elements of each target; `ConfigError` where the checkpoint cannot take elements."""
     if module.atom_type_predict:
         raise ConfigError(
-            "task=csp: this checkpoint predicts the elements itself and cannot be told them; give one that was trained "
+            "task=csp: this checkpoint predicts the elements itself and cannot take them; give one that was trained "
             "for structure prediction (experiment=mp_20/vae_csp), or task=generation"
         )
     owner = np.repeat(np.arange(len(targets.ids)), candidates)

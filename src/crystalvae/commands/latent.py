@@ -142,7 +142,7 @@ def _traverse(request: Request) -> Outcome:
     path = request.module().latent_traversal(
         data.crystals, options.dim, (limits[0], limits[1]), options.steps, atom=options.atom
     )
-    return Outcome(path, f"{data.ids[0]} along latent number {options.dim}")
+    return Outcome(path, f"{data.ids[0]} along latent dimension {options.dim}")
 
 
 def _embed(request: Request) -> Outcome:
@@ -150,7 +150,7 @@ def _embed(request: Request) -> Outcome:
     vectors = request.module().embed(data.crystals, batch_size=request.batch_size).to("cpu")
     columns: dict[str, Sequence[object]] = {"source": data.ids}
     columns |= {f"embedding_{i}": column.tolist() for i, column in enumerate(vectors.T)}
-    message = f"embedded, {vectors.shape[1]} numbers a crystal in samples.csv"
+    message = f"embedded, {vectors.shape[1]} numbers per crystal in samples.csv"
     return Outcome(data.crystals, message, columns, formats=())
 
 

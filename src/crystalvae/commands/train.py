@@ -50,9 +50,11 @@ def train(config: DictConfig) -> str:
 
 
 def check_exclusive(config: DictConfig) -> None:
-    """Raise `ConfigError` where a run shall go on from one checkpoint and start from another."""
+    """Raise `ConfigError` where a run is to continue one checkpoint and start from another."""
     if config.resume_from is not None and config.ckpt_path is not None:
-        raise ConfigError("resume_from and ckpt_path exclude each other: the one continues a run, the other starts one")
+        raise ConfigError(
+            "resume_from and ckpt_path exclude each other: resume_from continues a run, ckpt_path starts a new one"
+        )
 
 
 def run_training(
@@ -123,7 +125,11 @@ def _start_from(module: VAEModule, path: Path) -> None:
     new, unused = checkpoints.load_shared_weights(module, content["state_dict"])
     log.info("starting from the weights of %s", path)
     if new or unused:
-        log.warning("new here, from scratch: %s; not used: %s", ", ".join(new) or "none", ", ".join(unused) or "none")
+        log.warning(
+            "weights trained from scratch: %s; weights of the checkpoint not used: %s",
+            ", ".join(new) or "none",
+            ", ".join(unused) or "none",
+        )
 
 
 def _build_all(name: str, group: DictConfig | None) -> list[Any]:
@@ -141,7 +147,7 @@ def _farewell(folder: RunFolder, trainer: L.Trainer, status: str, kind: str) -> 
         if kind == "vae":
             lines.append(f"reconstruct: crystalvae evaluate ckpt_path={best} split=val{_data_options()}")
             lines.append(
-                "new crystals: train a prior over its latents, crystalvae train-prior (docs/prior.md); from noise:"
+                "new crystals: train a prior with crystalvae train-prior (docs/prior.md), or sample without one:"
             )
         if kind == "predictor":
             lines.append(f"search:      crystalvae latent operation=search ckpt_path={best} search.target=…")
@@ -151,7 +157,7 @@ def _farewell(folder: RunFolder, trainer: L.Trainer, status: str, kind: str) -> 
 
 
 def _data_options() -> str:
-    """Return what to add to a command that shall see the same data, where this one said more than their name."""
+    """Return what to add to a command that is to use the same data, where this command gave more than its name."""
     from hydra.core.hydra_config import HydraConfig
 
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []

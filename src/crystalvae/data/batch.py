@@ -33,8 +33,8 @@ class CrystalBatch:
     Letters: N atoms, B crystals. Lattice rows are vectors in Å. `frac_coords` are in [0, 1): every reader, `from_…`
     method and augmentation wraps them, while the constructor keeps what it is given, because the published checkpoint
     format distinguishes 1.0 from 0.0. `properties` holds optional values per crystal, NaN where unknown. `conditions`
-    holds what conditional models are told of each crystal, (B,) or (B, E) by name, NaN where it is unknown; without any
-    nothing is known of them (`vae_module.conditions.values`).
+    holds what conditional models are given for each crystal, (B,) or (B, E) by name, NaN where unknown; see
+    `vae_module.conditions.values`.
 
     Raises `ValueError` naming the field, the expected and the given shape.
     """
@@ -361,7 +361,9 @@ class CrystalBatch:
         host, names = self.detach().to("cpu"), [f"crystal-{index}" for index in range(len(self))]
         records = file_records(host.atom_types, host.frac_coords, host.lattices, host.num_atoms, names)
         if missing := set(names) - {record.id for record in records}:
-            raise DataError(f"{min(missing, key=names.index)}: no CIF can hold it: unknown elements, or no finite cell")
+            raise DataError(
+                f"{min(missing, key=names.index)}: cannot be written as CIF: unknown elements, or no finite cell"
+            )
         return [cif_text(record) for record in records]
 
     def to_atoms(self) -> list[Atoms]:

@@ -58,7 +58,7 @@ def parse_cif(text: str) -> RawCrystal:
     check_lattice(lattice)
     for value in set(block.find_loop("_atom_site_occupancy")) - _WHOLE:
         if math.isnan(gemmi.cif.as_number(value)):
-            raise CrystalError(f"occupancy {value[:40]!r} is no number")
+            raise CrystalError(f"occupancy {value[:40]!r} is not a number")
     if small.spacegroup is None and not small.cell.images:
         _settle_symmetry(small)
     operations = len(small.cell.images) + 1

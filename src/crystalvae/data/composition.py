@@ -88,7 +88,7 @@ def parse_chemical_system(given: object, *, key: str = "chemical_system") -> lis
         symbol = str(entry).strip()
         number = int(symbol) if symbol.isdigit() else Element(symbol).Z if Element.is_valid_symbol(symbol) else 0
         if not 1 <= number <= MAX_ATOMIC_NUMBER:
-            raise ConfigError(f"{key}: {entry!r} is no element; expected symbols such as Li-Mn-O")
+            raise ConfigError(f"{key}: {entry!r} is not an element; expected symbols such as Li-Mn-O")
         numbers.append(number)
     if not numbers:
         raise ConfigError(f"{key}: got no element; expected symbols such as Li-Mn-O")

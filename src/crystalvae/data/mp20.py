@@ -106,7 +106,7 @@ def _three_ways(folder: Path, splits: Sequence[str], reason: str) -> str:
 
 
 def _fetch(url: str, path: Path, sha1: str, progress: Progress) -> None:
-    """Download a file beside its name; what is there of it from an earlier run is kept and continued."""
+    """Download a file beside its name; a part that an earlier run left is kept and continued."""
     from filelock import FileLock
 
     part = path.with_name(f".{path.name}.part")
@@ -152,7 +152,7 @@ def _download(url: str, part: Path, progress: Progress, task: TaskID) -> None:
             except requests.RequestException as error:  # urllib3 has retried what is worth it, but for broken answers
                 if part.stat().st_size <= before:
                     raise _NoAnswerError(f"{url}: {_short(error)}") from error
-                log.warning("%s: %s; going on where it stopped", url, _short(error))
+                log.warning("%s: %s; resuming where it stopped", url, _short(error))
 
 
 def _append(session: requests.Session, url: str, part: Path, progress: Progress, task: TaskID) -> None:

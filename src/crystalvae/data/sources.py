@@ -226,7 +226,7 @@ class PrototypeSource:
         from crystalvae.data.dataset_file import save_dataset
         from crystalvae.data.prototypes.build import build_prototypes
 
-        log.info("growing %d crystals from the AFLOW prototypes", self.num_crystals)
+        log.info("building %d crystals from the AFLOW prototypes", self.num_crystals)
         built = build_prototypes(seed=self.seed, num_crystals=self.num_crystals, max_atoms=self.max_atoms)
         datasets = {name: CrystalDataset(crystals, ids) for name, (ids, crystals) in built.items()}
         for name, path in paths.items():

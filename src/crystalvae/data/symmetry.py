@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CRYSTAL_SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
 _FIRST_SPACE_GROUPS = (1, 3, 16, 75, 143, 168, 195)
 MIN_TRANSLATION = 10.0
-"""The shortest lattice vector must be so many times the tolerance; real ones are 20 times the usual 0.1 Å and more."""
+"""The shortest lattice vector is at least this many times the tolerance; real ones are 20 times 0.1 Å and more."""
 
 
 def crystal_system(number: int) -> str:
@@ -48,7 +48,9 @@ def moyo_dataset(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarr
     basis = np.asarray(lattice, dtype=float)
     shortest = shortest_translation(basis)
     if not shortest >= MIN_TRANSLATION * tolerance:
-        raise ValueError(f"the crystal repeats after {shortest:.3g} Å: a tolerance of {tolerance:g} Å says nothing")
+        raise ValueError(
+            f"the shortest lattice vector is {shortest:.3g} Å: a tolerance of {tolerance:g} Å is too large"
+        )
     cell = moyopy.Cell(
         basis=basis.tolist(),
         positions=np.asarray(frac_coords, dtype=float).tolist(),

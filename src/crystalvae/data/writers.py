@@ -46,7 +46,7 @@ def write_crystals(
         crystals: The crystals, in the order in which they are numbered.
         output_dir: New or empty folder; see `check_output_dir` for what is refused and `staged_output` for how it
             comes to be complete or not at all.
-        table: One row per crystal of what `samples.csv` shall say beside ids, such as `describe` of
+        table: One row per crystal of what `samples.csv` says beside ids, such as `describe` of
             `evaluation.validity.structure`. Of `formula`, `atoms`, `volume` (Å^3) and `density` (g/cm^3) those that it
             lacks follow.
         formats: Any of `cif` (one `<id>.cif` each), `poscar` (one `<id>.vasp` each), `extxyz` (`samples.extxyz`) and
@@ -136,7 +136,7 @@ def _check_arguments(
         atom = int(unknown.nonzero()[0])
         raise DataError(
             f"crystal {ids[int(crystals.batch[atom])]}, atom {int(crystals.token_idx[atom])}: atomic number "
-            f"{int(crystals.atom_types[atom])} is no element; expected 1 to {LAST_ELEMENT}. Nothing was written"
+            f"{int(crystals.atom_types[atom])} is not an element; expected 1 to {LAST_ELEMENT}. Nothing was written"
         )
 
 

@@ -19,7 +19,7 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 Composition = tuple[tuple[int, int], ...]
 """Atomic numbers, ascending, with their counts divided by the greatest common divisor."""
 MIN_VOLUME_PER_ATOM = 1e-3
-"""Å^3; nothing can be told from a cell with less room, so it is handed to no matcher."""
+"""Å^3; smaller cells are meaningless and never reach the matcher."""
 
 
 def structure(crystal: Arrays) -> Structure:

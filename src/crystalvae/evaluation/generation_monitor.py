@@ -49,7 +49,9 @@ class GenerationMonitor(L.Callback):
         if trainer.sanity_checking:
             return
         if not isinstance(pl_module, LatentPrior):
-            raise ConfigError("callbacks.generation: watches the training of a LatentPrior only")
+            raise ConfigError(
+                "callbacks.generation: only works when a LatentPrior is trained; remove it for other models"
+            )
         if not self._last or trainer.current_epoch - self._measured_at >= self.every_n_epochs:
             self._measured_at = trainer.current_epoch
             measured = self._measure(trainer, pl_module) if trainer.is_global_zero else {}

@@ -23,7 +23,7 @@ NO_SAMPLER = "the crystals came from files: nothing was sampled here. Evaluate a
 
 @dataclass(frozen=True)
 class SamplingTimes:
-    """Seconds that each of some equal rounds of sampling took: `samples` crystals a round, on `device`."""
+    """Seconds that each of some equal rounds of sampling took: `samples` crystals per round, on `device`."""
 
     samples: int
     seconds: Sequence[float]
@@ -31,7 +31,7 @@ class SamplingTimes:
 
     @property
     def samples_per_second(self) -> float:
-        """Crystals a second, in the median round."""
+        """Crystals per second, in the median round."""
         return self.samples / statistics.median(self.seconds)
 
 
@@ -43,7 +43,7 @@ def time_sampling(
     repeats: int = 3,
     warmup: int = 1,
 ) -> SamplingTimes:
-    """Time `sample(samples)`, from noise to crystals, `repeats` times after `warmup` rounds that do not count.
+    """Time `sample(samples)`, from noise to crystals, `repeats` times after `warmup` warm-up rounds.
 
     Work that is still under way on an accelerator when `sample` returns is waited for. Raises `ConfigError` for counts
     that are not positive.
@@ -76,8 +76,8 @@ def speed_section(times: SamplingTimes | None) -> Section:
         metrics={
             "samples_per_second": Metric(
                 times.samples_per_second,
-                f"crystals sampled a second {on}: median of {len(times.seconds)} rounds of {times.samples}, from noise "
-                "to crystals in memory, after a round that does not count; no files are written",
+                f"crystals sampled per second {on}: median of {len(times.seconds)} rounds of {times.samples}, from "
+                "noise to crystals in memory, after a warm-up round; no files are written",
                 HERE, "1/s", "higher", times.samples,
             ),
             "seconds_per_1000": Metric(
@@ -90,7 +90,7 @@ def speed_section(times: SamplingTimes | None) -> Section:
 
 
 def describe_machine(device: torch.device | str = "cpu") -> dict[str, object]:
-    """Return what decides about speed: processor, cores this process may use, threads, memory, accelerator, system."""
+    """Return what determines speed: processor, cores this process may use, threads, memory, accelerator, system."""
     where = torch.device(device)
     accelerator = torch.cuda.get_device_name(where) if where.type == "cuda" else ""
     if where.type not in {"cpu", "cuda"}:

@@ -80,7 +80,7 @@ class LatentPredictor(OverFrozenVAE):
         self.origins = (DEFAULT_ORIGINS if free else 1) if origins is None else origins
         check_count("predictor.origins", self.origins)
         if self.origins > 1 and not free:
-            raise ConfigError(f"predictor.origins: got {origins}; this VAE was trained at fixed origins: expected 1")
+            raise ConfigError(f"predictor.origins: got {origins}; expected 1, as this VAE was trained at fixed origins")
         self.target, self.noise = target, noise
         self.val_mae, self.val_r2 = MeanAbsoluteError(), R2Score()
         self._encoded: dict[str, tuple[Tensor, Tensor]] = {}
@@ -125,7 +125,7 @@ class LatentPredictor(OverFrozenVAE):
         """Encode training and validation set, and take over the training set's statistics."""
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None:
-            raise ConfigError("a predictor is trained with trainer.fit(predictor, datamodule=…): it encodes the sets")
+            raise ConfigError("datamodule: got none; train with trainer.fit(predictor, datamodule=…)")
         self.encode_set("train", datamodule.dataset("train").crystals, origins=self.origins)
         self.encode_set("val", datamodule.dataset("val").crystals, origins=1)
         self.vae_module.statistics = datamodule.statistics()

@@ -13,7 +13,7 @@ from crystalvae.vae_module.layers.pooling import mean_over_atoms
 
 
 class PropertyHead(nn.Module):
-    """Standardised latents, a linear map, a `PooledMLP`, the mean over atoms, a linear map: one number a crystal.
+    """Standardised latents, a linear map, a `PooledMLP`, the mean over atoms, a linear map: one number per crystal.
 
     Latents are divided by their standard deviation in the training set after their mean is taken off; targets are
     standardised likewise, and the output is given in the target's own unit. Where the VAE is given the elements

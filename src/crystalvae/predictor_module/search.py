@@ -23,9 +23,9 @@ class SearchOptions:
     """How latents are moved.
 
     `steps` of Adam (Kingma & Ba 2015) with `learning_rate`, in standard deviations of the latents. `penalty` weighs
-    the squared distance (per atom and latent number, in standard deviations) to the nearest latents that are known to
-    be those of a crystal: at first the start's, and every `project_every` steps those of the crystal that the current
-    latents decode to, encoded anew.
+    the squared distance (per atom and latent dimension, in standard deviations) to the nearest latents that are known
+    to be those of a crystal: at first the start's, and every `project_every` steps those of the crystal that the
+    current latents decode to, encoded anew.
     """
 
     steps: int = 200

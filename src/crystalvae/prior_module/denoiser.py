@@ -46,9 +46,9 @@ class ModulatedLayer(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Noisy latents, time, atom counts, elements (where they are given) and conditions to one output a latent number.
+    """From noisy latents, time, atom counts, elements (where given) and conditions to one output per latent dimension.
 
-    Atoms are told their place in the list, so the list must be in `canonical` order where elements are given.
+    Atoms are marked by their place in the list, so the list must be in `canonical` order where elements are given.
     """
 
     def __init__(

@@ -106,7 +106,7 @@ class LatentFlow(nn.Module):
     def fit_latents(self, mean: Float[Tensor, "N L"], variance: Float[Tensor, "N L"]) -> None:
         """Take over the statistics of the posteriors N(mean, variance) of a whole training set.
 
-        `signal` is the share of each latent number's variance that tells crystals apart, Var μ / (Var μ + E σ²); the
+        `signal` is the share of each latent dimension's variance that tells crystals apart, Var μ / (Var μ + E σ²); the
         flow's loss weighs the numbers with it, as the rest is noise that no estimate can know.
         """
         mean, variance = (values.cpu().double() for values in (mean, variance))  # Apple's devices have no float64
@@ -125,7 +125,7 @@ class LatentFlow(nn.Module):
     def flow_loss(
         self, latents: Float[Tensor, "N L"], crystals: CrystalBatch, values: Values, draws: PriorNoise
     ) -> Float[Tensor, "N"]:
-        """Return each atom's squared error of the prediction, averaged over latent numbers with weight `signal`.
+        """Return each atom's squared error of the prediction, averaged over latent dimensions with weight `signal`.
 
         For "x1" it is |x̂_1 - x_1|², for "velocity" |v̂ - (x_1 - ε)|², for "preconditioned" |x̂_1 - x_1|² / c_out²; all of
         standardised latents.
@@ -184,7 +184,7 @@ class LatentFlow(nn.Module):
     ) -> Float[Tensor, "N L"]:
         """Draw latents for the atom counts (and elements, where they are given) of `crystals`.
 
-        `noise()` gives standard normal noise, one row an atom.
+        `noise()` gives standard normal noise, one row per atom.
         """
         count = crystals.num_graphs
         asked = self.conditions(values, count)
@@ -227,7 +227,7 @@ class LatentFlow(nn.Module):
     ) -> Int[Tensor, "N"]:
         """Draw the elements of crystals with these atom counts; `options` are those of `CompositionModel.sample`."""
         if self.composition is None:
-            raise ConfigError("this prior has no composition model: say which elements, composition=…")
+            raise ConfigError("this prior has no composition model: give the elements with composition=…")
         context = self.composition_conditions(values, len(num_atoms))
         return self.composition.sample(num_atoms, context, generator=generator, **options).atom_types()
 
@@ -245,15 +245,15 @@ class LatentFlow(nn.Module):
         """Raise `ConfigError` for a temperature, which a learned prior has none of, and for options of the sampler."""
         if options.temperature != 1.0:
             raise ConfigError(
-                f"temperature: got {options.temperature}; a learned prior has none, only 1.0: see "
-                "sampler.composition_temperature and sampler.stochasticity"
+                f"temperature: got {options.temperature}; expected 1.0, as a learned prior has no temperature: use "
+                "sampler.composition_temperature or sampler.stochasticity"
             )
         self.sampler_options(options.sampler)
 
     def draw(self, crystals: CrystalBatch, *, options: DrawOptions, generator: torch.Generator) -> Drawn:
         """Draw elements, where there are none, then latents, for atoms in the order that the prior was trained on.
 
-        The conditions that `crystals` carry are the prior's; the VAE is told none.
+        The conditions that `crystals` carry are the prior's; the VAE gets none.
         """
         sampler, values = self.sampler_options(options.sampler), told(crystals, self.names)
         placed, order = self._with_elements(crystals.replace(conditions={}), values, sampler, options, generator)
@@ -274,7 +274,7 @@ class LatentFlow(nn.Module):
         if not self.elements_given:
             if not bool(unknown.all()):
                 raise ConfigError(
-                    "composition: this model decodes elements from its latents and cannot be told them; use a "
+                    "composition: this model decodes elements from its latents and cannot take them; use a "
                     "checkpoint for structure prediction"
                 )
             return crystals, None
@@ -291,7 +291,7 @@ class LatentFlow(nn.Module):
         elements = options.elements
         if elements is not None and not bool(torch.isin(crystals.atom_types.cpu(), torch.tensor(elements)).all()):
             raise ConfigError(
-                "composition and chemical_system exclude each other: the one has elements the other has not"
+                "composition and chemical_system exclude each other: the composition has elements outside the system"
             )
         ranks = element_order().to(crystals.device)[crystals.atom_types]
         order = (crystals.batch * len(element_order()) + ranks).argsort(stable=True)

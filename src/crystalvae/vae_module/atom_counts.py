@@ -27,12 +27,14 @@ def draw_atom_counts(
     seen = seen_atom_counts(statistics)
     if not seen:
         raise ConfigError(
-            "this checkpoint does not know how many atoms crystals have: say it with num_atoms= (in Python: give "
+            "num_atoms: this checkpoint holds no distribution of atom counts; give num_atoms= (in Python: pass "
             "CrystalBatch.empty([…]))"
         )
     large_enough = {size: crystals for size, crystals in seen.items() if size >= elements}
     if not large_enough:
-        raise ConfigError(f"{elements} elements, but the model saw {max(seen)} atoms at most: say num_atoms=")
+        raise ConfigError(
+            f"{elements} elements, but the training crystals have at most {max(seen)} atoms: give num_atoms="
+        )
     sizes, weights = zip(*sorted(large_enough.items()), strict=True)
     drawn = torch.multinomial(torch.tensor(weights).double(), count, replacement=True, generator=_on_cpu(generator))
     return torch.tensor(sizes)[drawn]

@@ -1,4 +1,4 @@
-"""The posterior of the latent: one Gaussian with diagonal covariance an atom."""
+"""The posterior of the latent: one Gaussian with diagonal covariance per atom."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def normal_noise(
 
 
 class DiagonalGaussianDistribution:
-    """N(μ, diag σ²) over L latent numbers for each of N atoms, from μ and log σ² side by side, (N, 2L).
+    """N(μ, diag σ²) over L latent dimensions for each of N atoms, from μ and log σ² side by side, (N, 2L).
 
     Source: Kingma & Welling, "Auto-Encoding Variational Bayes" (2014), section 3 and appendix B.
     """
@@ -56,11 +56,11 @@ class DiagonalGaussianDistribution:
         return self.mean
 
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> Float[Tensor, "N"]:
-        """Return KL(self ‖ other) per atom in nats, the sum over latent numbers; without `other` KL to N(0, I)."""
+        """Return KL(self ‖ other) per atom in nats, the sum over latent dimensions; without `other` KL to N(0, I)."""
         return self.kl_per_dimension(other).sum(dim=-1)
 
     def kl_per_dimension(self, other: DiagonalGaussianDistribution | None = None) -> Float[Tensor, "N L"]:
-        """Return the KL of each latent number in nats.
+        """Return the KL of each latent dimension in nats.
 
         To N(0, 1) it is ½ (μ² + σ² - 1 - log σ²), to N(μ', σ'²) ½ ((μ - μ')² / σ'² + σ²/σ'² - 1 - log σ²/σ'²).
         """

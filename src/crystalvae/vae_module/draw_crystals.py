@@ -18,7 +18,7 @@ from crystalvae.vae_module.vae import CrystalVAE
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A batch to draw: its rows in what is asked for, and a generator of its own."""
+    """A batch to draw: its rows of the request, and a generator of its own."""
 
     rows: Int[Tensor, "b"]
     generator: torch.Generator
@@ -32,7 +32,7 @@ Spread = Callable[[Work, Sequence[Job]], list[CrystalBatch]]
 def one_by_one(
     work: Work, jobs: Sequence[Job], *, advance: Callable[[int], object] = lambda _done: None
 ) -> list[CrystalBatch]:
-    """Do all jobs here; `advance` is told after each how many crystals it held."""
+    """Do all jobs here; `advance` is called after each with the number of its crystals."""
     parts = []
     for job in jobs:
         parts.append(work(job))

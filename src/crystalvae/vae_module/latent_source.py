@@ -1,4 +1,4 @@
-"""What draws new latents: the protocol that bottlenecks and learned priors share, and what can be asked of it."""
+"""What draws new latents: the protocol that bottlenecks and learned priors share, and its options."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class LatentSource(Protocol):
 
 @runtime_checkable
 class LearnedPrior(LatentSource, Protocol):
-    """A latent source that was trained: `names` are the conditions it can be told.
+    """A latent source that was trained: `names` are the conditions it accepts.
 
     `proposes_elements`: whether it draws the elements that a VAE for structure prediction has to be given.
     """

@@ -17,7 +17,7 @@ from crystalvae.errors import ConfigError
 def build_optimizer(
     config: Mapping[str, Any], parameters: Iterable[nn.Parameter], trainer: L.Trainer, *, section: str
 ) -> Any:
-    """Build the optimiser and the learning-rate schedule, which is told the number of steps of the whole run.
+    """Build the optimiser and the learning-rate schedule over the number of steps of the whole run.
 
     `config` has `optimizer` and `scheduler`, with a `_target_` each; the schedule may be None. `section` is where in
     the run's config both stand, for the error where there is no optimiser.

@@ -105,7 +105,7 @@ class CrystalVAE(nn.Module):
             return
         if asked is None:
             raise ConfigError(
-                f"{part}.d_condition: got {built}, but no layer norm of it is told conditions; leave it out"
+                f"{part}.d_condition: got {built}, but none of its layer norms takes conditions; leave it out"
             )
         raise ConfigError(
             f"condition.injection: this {part} has no layer norm to adapt; set concat"

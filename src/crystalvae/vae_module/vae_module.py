@@ -62,7 +62,7 @@ class VAEModule(L.LightningModule):
     with a `_target_`, which turns the parts into the loss (None: `ELBO`); `augmentation` {translate, rotate}; `noise`
     as `InputNoise`; `optimizer` and `scheduler` with a `_target_` that takes the parameters, or the optimiser and the
     number of steps; `prior` with a `_target_` where a prior was trained for these latents (`LearnedPrior`);
-    `condition` as `Conditioning` where encoder and decoder are told conditions.
+    `condition` as `Conditioning` where encoder and decoder are given conditions.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class VAEModule(L.LightningModule):
 
     @property
     def condition(self) -> Conditioning:
-        """Which conditions encoder and decoder are told."""
+        """Which conditions encoder and decoder are given."""
         return self.vae.conditioning
 
     @property
@@ -228,7 +228,7 @@ class VAEModule(L.LightningModule):
 
         Where the checkpoint holds a learned prior, latents are drawn from it, otherwise from the bottleneck's own; the
         log says which. `options` are those of `DrawOptions`: temperature, conditions, chemical_system,
-        chemical_system_subsets, sampler. `batch_size` crystals are drawn at once, and `advance` is told after each
+        chemical_system_subsets, sampler. `batch_size` crystals are drawn at once, and `advance` is called after each
         batch how many it held. Returns ASE atoms or pymatgen structures where asked.
         """
         if return_atoms and return_structures:
@@ -278,7 +278,7 @@ class VAEModule(L.LightningModule):
         return draw_crystals(self.vae, self.source, asked, options=options, **how)
 
     def asked(self, crystals: CrystalBatch, conditions: Mapping[str, object] | None) -> CrystalBatch:
-        """Return crystals that carry what is asked of the sampling; as they are where that is nothing.
+        """Return crystals that carry the conditions asked for; unchanged where there are none.
 
         Raises `ConfigError` for a condition that the prior, or without one the VAE, was not trained on.
         """
@@ -468,9 +468,11 @@ class VAEModule(L.LightningModule):
         self.log_dict({f"{stage}/{name}": value for name, value in statistics.metrics().items()}, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """Build the optimiser and the learning-rate schedule, which is told the number of steps of the whole run."""
+        """Build the optimiser and the learning-rate schedule over the number of steps of the whole run."""
         if self.prior is not None:
-            raise ConfigError("vae_module.prior: a VAE is trained before its prior, which train_prior trains; set null")
+            raise ConfigError(
+                "vae_module.prior: expected null in training; a prior is trained afterwards, by crystalvae train-prior"
+            )
         return build_optimizer(self.config, self.parameters(), self.trainer, section="vae_module")
 
     def on_fit_start(self) -> None:

@@ -45,7 +45,7 @@ def build_prototypes(
     Crystals are in Niggli cells of at most `max_atoms` atoms, with properties `density` (g/cm^3), `volume_per_atom`
     (Å^3) and `spacegroup_number`. Prototypes contribute as evenly as they can. About 80/10/10 % of the crystals, by
     whole families of prototypes, so that nothing held out has the structure of a training crystal. The same arguments
-    give the same crystals. Raises `ConfigError` where so many, or three splits of them, cannot be made.
+    give the same crystals. Raises `ConfigError` where this many, or three splits of them, cannot be made.
     """
     if num_crystals < len(SPLIT_FRACTIONS) or max_atoms < 1:
         raise ConfigError(f"prototypes: num_crystals={num_crystals}, max_atoms={max_atoms}; expected at least 3 and 1")

@@ -135,7 +135,7 @@ def _ionic_radius(element: Element, charge: int) -> float:
 def guess_charges(structure: Structure, elements: list[Element]) -> tuple[int, ...] | None:
     """Return the oxidation state of each element where the crystal is plainly ionic, else None.
 
-    One whole state an element, balanced, and the anions the more electronegative ones; pymatgen's likeliest guess
+    One whole state per element, balanced, and the anions the more electronegative ones; pymatgen's likeliest guess
     first, then what the common states allow.
     """
     counts = np.array([structure.composition[element] for element in elements])

@@ -65,7 +65,7 @@ def assign(
     places = {p: place for p, place in places.items() if num_candidates is None or place[1] < num_candidates}
     if len(places) < len(names):
         log.warning(
-            "%s: %d of %d crystals are for no target here, or beyond num_candidates, and left out",
+            "%s: left out %d of %d crystals, whose ids name no target or which are beyond num_candidates",
             generated.name, len(names) - len(places), len(names),
         )  # fmt: skip
     rows = [row for row, position in enumerate(generated.positions) if position in places]

@@ -43,8 +43,8 @@ _VERSION = 2
 class PairMatch:
     """What the matcher says about one pair: RMS displacements over (V/n)^(1/3), None where there is no match.
 
-    `failure` says why no answer was had where the matcher raised or ran out of time; both results are None then, and
-    `timed_out` tells the two apart.
+    `failure` says why there is no answer: the matcher raised an error or ran out of time; both results are None then,
+    and `timed_out` tells the two apart.
     """
 
     rms: float | None = None

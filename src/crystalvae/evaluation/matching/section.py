@@ -136,8 +136,8 @@ def csp_section(
     unasked = len(targets) - len(np.unique(candidates.owner))
     metrics: dict[str, Metric] = {
         "targets": Metric(len(targets), "crystals to predict"),
-        "candidates": Metric(len(pairs) + unreadable, "crystals offered, unreadable ones included"),
-        "candidates_per_target": Metric(candidates.most, "most candidates that a target has"),
+        "candidates": Metric(len(pairs) + unreadable, "candidates in total, unreadable ones included"),
+        "candidates_per_target": Metric(candidates.most, "largest number of candidates of a target"),
         "targets_without_candidates": Metric(
             unasked, "targets with no readable candidate; they count as not matched", better="lower"
         ),

@@ -79,10 +79,10 @@ def _metrics(
 ) -> dict[str, Metric]:
     source = f"StructureMatcher{tolerance}: {LOOSE if ending else STRICT}"
     shares: dict[str, tuple[Bool[np.ndarray, "B"], str]] = {
-        "unique": (found.unique, "crystals that open a group of equal ones; a group counts once"),
+        "unique": (found.unique, "crystals that are the first of a group of equal ones; each group counts once"),
     }
     if novelty:
-        shares["novel"] = (found.novel, "crystals equal to none of the training set")
+        shares["novel"] = (found.novel, "crystals that equal no crystal of the training set")
         shares["unique_novel"] = (found.unique & found.novel, "crystals that are unique and novel")
     if novelty and validity:
         shares["vun"] = (found.vun, "V.U.N.: crystals that are valid (structure and composition), unique and novel")
@@ -94,7 +94,7 @@ def _metrics(
         },
         f"undecided{ending}": Metric(
             len(found.undecided),
-            "crystals without an answer (no primitive cell, an error or no time left in a comparison), which count as "
+            "crystals that could not be compared (no primitive cell, an error or a time-out), which count as "
             "not unique or not novel",
             unit="crystals",
             better="lower",

@@ -118,7 +118,7 @@ class Runner:
         return [results[key] for key in keys]
 
     def workers(self, tasks: int) -> int:
-        """Return how many workers so many tasks would be spread over."""
+        """Return how many workers this many tasks would be spread over."""
         from joblib import effective_n_jobs
 
         with self._backend():

@@ -24,7 +24,7 @@ def check_time_limit(key: str, seconds: float | None) -> None:
 
 
 def time_limit(seconds: float | None) -> AbstractContextManager[None]:
-    """Raise `TimedOutError` inside the block once it has run for so many seconds; None sets no limit.
+    """Raise `TimedOutError` inside the block once it has run for this many seconds; None sets no limit.
 
     In a main thread by an alarm signal, elsewhere (threads, some clusters' workers) by an exception raised from another
     thread. Both arrive between two steps of Python: one call into compiled code is let finish.

@@ -10,7 +10,7 @@ from crystalvae.evaluation.report.numbers import with_unit
 from crystalvae.evaluation.report.style import GENERATED, INK, Plot, finish, new_figure
 
 DENSE = 3000
-"""From so many crystals on, density is drawn instead of points."""
+"""From this many crystals on, density is drawn instead of points."""
 
 
 def lattice_parity_plot(targets: CrystalBatch, predictions: CrystalBatch) -> Plot:

@@ -90,7 +90,7 @@ def stability_metrics(
             better="lower",
         ),
         "hull_failed": Metric(
-            unusable, f"crystals of {hull} that are missing in the hull, as {potential} gave no energy for them",
+            unusable, f"crystals of {hull} that the hull lacks, because {potential} gave no energy for them",
             HERE, "crystals", "lower",
         ),
     }  # fmt: skip
@@ -123,17 +123,17 @@ def _relaxation_metrics(outcomes: Sequence[Outcome]) -> dict[str, Metric]:
         "relaxation_matched": Metric.share(
             sum(outcome.matched for outcome in relaxed),
             len(relaxed),
-            "share of relaxed crystals that match what they were before, at the tolerances of relaxation_rmsd",
+            "share of relaxed crystals that match themselves before relaxation, at the tolerances of relaxation_rmsd",
         ),
         "relaxation_displacement": Metric.mean(
             [outcome.displacement for outcome in relaxed],
-            "mean over relaxed crystals of the root mean square displacement of atoms, each against itself, in the "
-            "mean of both cells, less the common shift",
+            "mean over relaxed crystals of the root mean square displacement of atoms, in the mean of both "
+            "cells, without the common shift",
             unit="Å",
         ),
         "relaxation_energy": Metric.mean(
             [outcome.relaxation_energy for outcome in relaxed],
-            "mean energy that relaxed crystals gave off",
+            "mean energy gain of relaxation",
             unit="eV/atom",
         ),
         "relaxation_steps": Metric.mean(

@@ -205,7 +205,7 @@ def _outcomes(
     ):
         failure = no_hull
         if energy < settings.lowest:
-            failure = f"{energy:.2f} eV/atom above the hull, below {settings.lowest:g}: the potential cannot be right"
+            failure = f"{energy:.2f} eV/atom above the hull, below {settings.lowest:g}: the potential cannot be trusted"
         outcomes[i] = Outcome(
             failure=failure,
             energy=results[i]["energy"] / entry.atoms,

@@ -89,4 +89,4 @@ def _check_ids(names: Sequence[str], expected: int) -> None:
         raise ConfigError(f"ids: got {len(set(names))} different ids; expected {expected}, one per crystal")
     bad = next((name for name in names if not SAFE_ID.fullmatch(name)), None)
     if bad is not None:
-        raise ConfigError(f"ids: {bad!r} is no file name; expected letters, digits and . _ + -")
+        raise ConfigError(f"ids: {bad!r} is not a file name; expected letters, digits and . _ + -")

@@ -71,7 +71,7 @@ class Bottleneck(nn.Module):
         latents: Float[Tensor, "N L"],
         crystals: CrystalBatch,
     ) -> Float[Tensor, "N L"] | None:
-        """Return the KL divergence from the prior in nats, by atom and latent number; None where it is constant.
+        """Return the KL divergence from the prior in nats, by atom and latent dimension; None where it is constant.
 
         `latents` are those that were drawn from `posterior`: they may decide the prior of others.
         """
@@ -91,7 +91,7 @@ class Bottleneck(nn.Module):
         return {}
 
     def update(self, posterior: Posterior, batch: TrainingBatch) -> None:
-        """Learn from a training step what gradients do not teach; called once a step, on every rank."""
+        """Learn from a training step what gradients do not teach; called once per step, on every rank."""
 
     def sample_latents(
         self, crystals: CrystalBatch, *, temperature: float, generator: torch.Generator | None
@@ -108,8 +108,8 @@ class Bottleneck(nn.Module):
         """Raise `ConfigError` for options that only a learned prior has an answer to."""
         if options.needs_prior:
             raise ConfigError(
-                f"{', '.join(options.needs_prior)}: this checkpoint holds no learned prior, which that needs; train "
-                "one with train_prior, or use ckpt_path=mp20-small"
+                f"{', '.join(options.needs_prior)}: needs a learned prior, which this checkpoint does not hold; "
+                "train one with crystalvae train-prior, or use ckpt_path=mp20-small"
             )
 
     def draw(self, crystals: CrystalBatch, *, options: DrawOptions, generator: torch.Generator) -> Drawn:

@@ -15,8 +15,8 @@ class Codebooks(nn.Module):
     """G codebooks of K codes, each for its share W = L / G of a vector of L numbers (product quantisation).
 
     `codes` (G, K, W) are a buffer that `update` moves where `ema`, and a parameter that gradients move otherwise.
-    `usage` (G, K) is the moving average of how many atoms of a (global) batch took each code, with `decay` a step; its
-    shares are the frequencies that `draw` draws from. Source: van den Oord et al., "Neural Discrete Representation
+    `usage` (G, K) is the moving average of how many atoms of a (global) batch took each code, with `decay` per step;
+    its shares are the frequencies that `draw` draws from. Source: van den Oord et al., "Neural Discrete Representation
     Learning" (2017), section 3 and appendix A.1; Jégou et al., "Product Quantization for Nearest Neighbor Search"
     (2011).
     """

@@ -1,4 +1,4 @@
-"""The continuous bottleneck: one Gaussian with diagonal covariance an atom."""
+"""The continuous bottleneck: one Gaussian with diagonal covariance per atom."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from crystalvae.vae_module.distribution import DiagonalGaussianDistribution, nor
 
 
 class GaussianBottleneck(Bottleneck):
-    """N(μ, diag σ²) over `latent_dim` numbers an atom, held against N(0, I); without parameters of its own.
+    """N(μ, diag σ²) over `latent_dim` numbers per atom, held against N(0, I); without parameters of its own.
 
     Source: Kingma & Welling, "Auto-Encoding Variational Bayes" (2014).
     """
@@ -33,7 +33,7 @@ class GaussianBottleneck(Bottleneck):
         latents: Float[Tensor, "N L"],  # noqa: ARG002
         crystals: CrystalBatch,  # noqa: ARG002
     ) -> Float[Tensor, "N L"]:
-        """Return KL(posterior ‖ N(0, I)) by atom and latent number."""
+        """Return KL(posterior ‖ N(0, I)) by atom and latent dimension."""
         assert isinstance(posterior, DiagonalGaussianDistribution)  # noqa: S101  made above
         return posterior.kl_per_dimension()
 

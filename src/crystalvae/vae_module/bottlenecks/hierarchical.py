@@ -1,4 +1,4 @@
-"""The hierarchical bottleneck: a latent an atom, and above it latents of the crystal as a whole."""
+"""The hierarchical bottleneck: a latent per atom, and above it latents of the crystal as a whole."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class LadderBottleneck(Bottleneck):
 
     - `encoders[0]`: features of atoms → (N, 2 L_1); `encoders[k]`: their mean over each crystal → (B, 2 L_k+1); mean
       and log-variance side by side. So q(z | x) = Π q(z_k | x).
-    - `decoders[-1]`: z_depth → h_depth; `decoders[k]`: z_k+1 beside h_k+2 → h_k+1; h_1 has `decoded` numbers an atom,
+    - `decoders[-1]`: z_depth → h_depth; `decoders[k]`: z_k+1 beside h_k+2 → h_k+1; h_1 has `decoded` numbers per atom,
       which `post_quant_conv` hands to the crystal's decoder.
-    - `priors[k]`: z_k+2 → mean and log-variance of p(z_k+1 | z_k+2), with one row a crystal; without priors, and for
+    - `priors[k]`: z_k+2 → mean and log-variance of p(z_k+1 | z_k+2), with one row per crystal; without priors, and for
       the deepest level, N(0, I).
 
     A latent is one tensor (N, L_1 + … + L_depth), in which the atoms of a crystal repeat its numbers; where they
@@ -108,7 +108,7 @@ class LadderBottleneck(Bottleneck):
         assert above is not None  # noqa: S101  depth is at least 1
         if above.shape != (crystals.num_nodes, self.output_dim):
             expected = (crystals.num_nodes, self.output_dim)
-            raise ConfigError(f"bottleneck.decoders[0]: gave shape {tuple(above.shape)}; expected {expected}")
+            raise ConfigError(f"bottleneck.decoders[0]: returned shape {tuple(above.shape)}; expected {expected}")
         return above
 
     def _levels(self, latents: Float[Tensor, "N L"], crystals: CrystalBatch) -> list[Tensor]:
@@ -121,7 +121,7 @@ class LadderBottleneck(Bottleneck):
         expected = (crystals.num_nodes if atoms else crystals.num_graphs, 2 * self.dims[level])
         if output.shape != expected:
             raise ConfigError(
-                f"bottleneck.{name}[{level}]: gave shape {tuple(output.shape)}; expected {expected}, mean and "
+                f"bottleneck.{name}[{level}]: returned shape {tuple(output.shape)}; expected {expected}, mean and "
                 f"log-variance of {self.dims[level]} numbers side by side"
             )
         mean, logvar = output.float().chunk(2, dim=-1)
@@ -130,7 +130,7 @@ class LadderBottleneck(Bottleneck):
     # ---- prior -------------------------------------------------------------------------------------------------------
 
     def _prior(self, level: int, above: Tensor, crystals: CrystalBatch) -> DiagonalGaussianDistribution | None:
-        """Return p(z of this level | z of the level above), one row a crystal; None for N(0, I)."""
+        """Return p(z of this level | z of the level above), one row per crystal; None for N(0, I)."""
         if self.priors is None or level == self.depth - 1:
             return None
         with full_precision(above):
@@ -164,7 +164,7 @@ class LadderBottleneck(Bottleneck):
 
     @torch.no_grad()
     def metrics(self, posterior: Posterior, latents: Float[Tensor, "N L"], crystals: CrystalBatch) -> dict[str, Tensor]:
-        """Return the KL of each level in full: nats an atom for level 1, nats a crystal for the others."""
+        """Return the KL of each level in full: nats per atom for level 1, nats per crystal for the others."""
         levels = self.kl_levels(posterior, latents, crystals)
         counts = (crystals.num_nodes, *([crystals.num_graphs] * (self.depth - 1)))
         return {f"kl_level_{k + 1}": values.sum() / counts[k] for k, values in enumerate(levels)}
@@ -189,7 +189,7 @@ class LadderBottleneck(Bottleneck):
 
 
 class HierarchicalBottleneck(LadderBottleneck):
-    """A hierarchy of `depth` levels whose modules are feed-forward networks of `width` hidden numbers.
+    """A hierarchy of `depth` levels whose modules are feed-forward networks of `width` hidden dimensions.
 
     Deeper levels have `crystal_dim` numbers each. `learned_priors`: whether p(z_k | z_k+1) is learnt;
     otherwise N(0, I). `hierarchical_kl` as `HierarchicalConfig`.

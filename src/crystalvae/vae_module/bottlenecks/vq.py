@@ -46,13 +46,13 @@ class QuantizedPosterior:
 
 
 class VQBottleneck(Bottleneck):
-    """Vector quantisation with `num_codebooks` codebooks of `codebook_size` codes: so many log2 bits an atom.
+    """Vector quantisation with G = `num_codebooks` codebooks of K = `codebook_size` codes: G · log2 K bits per atom.
 
     Each codebook quantises its share of the `latent_dim` numbers. Gradients pass straight through to the encoder; the
     loss gets `commitment_loss` |z - sg(e)|² and, unless the codes are moving averages (`ema`), `codebook_loss`
-    |sg(z) - e|², both means over atoms and latent numbers. `decay` is of the moving averages: of the codes where `ema`,
-    and of their usage. A code that is used less than `revive_below` times the average is moved to a random atom of the
-    batch; null: never. Latents from elsewhere (a prior, arithmetic of your own) are quantised before they are decoded.
+    |sg(z) - e|², both means over atoms and latent dimensions. `decay` is of the moving averages: of the codes where
+    `ema`, and of their usage. A code that is used less than `revive_below` times the average is moved to a random atom
+    of the batch; null: never. Latents from elsewhere (a prior, arithmetic of your own) are quantised before decoding.
 
     Source: van den Oord et al., "Neural Discrete Representation Learning" (2017), eq. 3 and appendix A.1; revival as in
     Dhariwal et al., "Jukebox" (2020), section 3.1.

@@ -1,1 +1,1 @@
-"""What a crystal is or shall be, as encoders, decoders and priors are told it."""
+"""Conditions: what a crystal is or should be, as encoders, decoders and priors are given it."""

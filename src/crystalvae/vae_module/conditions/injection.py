@@ -1,4 +1,4 @@
-"""Conditional VAEs: encoders and decoders of any family, told what a crystal is or shall be.
+"""Conditional VAEs: encoders and decoders of any family, conditioned on what a crystal is or should be.
 
 What is told travels with the crystals (`CrystalBatch.conditions`); of crystals that carry nothing nothing is known, so
 a conditional model is an unconditional one wherever nobody asks.
@@ -35,7 +35,7 @@ Part = Literal["encoder", "decoder"]
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
-    """Which conditions a VAE is told, where, and how.
+    """Which conditions a VAE is given, where, and how.
 
     `names` as `vae_module.conditions.values` knows them; `injection` into the `encoder`, the `decoder` or both:
     "adaptive_norm", by all of its layer norms, and for the decoder its input as well, or "concat", by concatenation
@@ -80,7 +80,7 @@ class Conditioning:
         return cls(**config)
 
     def tells(self, part: Part) -> bool:
-        """Say whether the encoder, or the decoder, is told anything."""
+        """Say whether the encoder, or the decoder, is given conditions."""
         return bool(self.names) and getattr(self, part)
 
     def width(self, part: Part) -> int | None:
@@ -88,7 +88,7 @@ class Conditioning:
         return self.d_model if self.tells(part) and self.injection == "adaptive_norm" else None
 
     def build(self, part: Part, config: Any, **arguments: Any) -> Any:
-        """Build the encoder or the decoder; `ConfigError` where it has no layer norms to be told through."""
+        """Build the encoder or the decoder; `ConfigError` where it has no layer norms that conditions could adapt."""
         width = self.width(part)
         if width is None:
             return build(part, config, **arguments)
@@ -100,7 +100,7 @@ class Conditioning:
             raise ConfigError(f"condition.injection: this {part} has no layer norm to adapt; set concat") from error
 
     def part(self, part: Part, d_model: int) -> PartConditions | None:
-        """Return what tells the encoder, or the decoder, of `d_model` numbers per atom; None where it is told none."""
+        """Return what gives conditions to encoder or decoder, `d_model` numbers per atom; None where it takes none."""
         return PartConditions(self, part=part, d_model=d_model) if self.tells(part) else None
 
     # ---- what crystals are told --------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ class Conditioning:
             raise ConfigError(f"conditions: got {', '.join(conditions)}; this model was trained without any")
         values = asked_values(conditions, self.names, len(crystals))
         if not self.decoder and any(value is not None for value in conditions.values()):
-            raise ConfigError("conditions: this model's decoder is told none (condition.decoder=false)")
+            raise ConfigError("conditions: this model's decoder takes none (condition.decoder=false)")
         return crystals.replace(conditions={name: value.to(crystals.device) for name, value in values.items()})
 
 

@@ -24,7 +24,7 @@ SPACE_GROUPS = ("space_group", "spacegroup_number")
 """Properties that hold it: as `canonical` found it, and as the data set says it."""
 
 Values = Mapping[str, Float[Tensor, "B *E"]]
-"""Condition name to one row a crystal: the class's position in `CLASSES`, the number, or one for each element 0..99.
+"""Condition name to one row per crystal: the class's position in `CLASSES`, the number, or one for each element 0..99.
 
 NaN is unknown.
 """

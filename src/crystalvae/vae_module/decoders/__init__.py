@@ -1,1 +1,1 @@
-"""From one latent vector an atom back to crystals."""
+"""From one latent vector per atom back to crystals."""

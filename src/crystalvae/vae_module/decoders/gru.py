@@ -48,7 +48,7 @@ class GRUDecoder(CrystalReadOff):
     ) -> DecodedCrystals:
         """Decode hidden vectors; of `crystals` only the atom counts are read, and the elements where they are given.
 
-        `condition`: what each crystal is told.
+        `condition`: the condition vector of each crystal.
         """
         hidden = self.gru(self.add_elements(tokens, crystals), crystals, per_atom(condition, crystals.batch))
         return self.read_off(hidden, crystals)

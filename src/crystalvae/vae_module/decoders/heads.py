@@ -67,8 +67,8 @@ class CrystalReadOff(nn.Module):
     `coord_output`: "circle" gives each coordinate as the angle of a vector, so that nothing happens at the cell's edge;
     "raw" gives the number itself. `atom_type_input` adds an embedding of the given elements to the latents; it defaults
     to true where elements are not predicted (`atom_type_predict` false) and is refused where they are. With
-    `d_condition` the decoder's layer norms adapt to what each crystal is told: vectors of that width, which `forward`
-    then takes.
+    `d_condition` the decoder's layer norms adapt to the conditions of each crystal: vectors of that width, which
+    `forward` then takes.
     """
 
     def __init__(

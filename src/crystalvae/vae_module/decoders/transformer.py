@@ -1,4 +1,4 @@
-"""The transformer decoder: one latent vector an atom to elements, coordinates and the lattice."""
+"""The transformer decoder: one latent vector per atom to elements, coordinates and the lattice."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class TransformerDecoder(CrystalReadOff):
     ) -> DecodedCrystals:
         """Decode hidden vectors; of `crystals` only the atom counts are read, and the elements where they are given.
 
-        `condition`: what each crystal is told.
+        `condition`: the condition vector of each crystal.
         """
         tokens = self.add_elements(tokens, crystals)
         if self.positions == "sinusoidal":

@@ -1,1 +1,1 @@
-"""From crystals to one hidden vector an atom."""
+"""From crystals to one hidden vector per atom."""

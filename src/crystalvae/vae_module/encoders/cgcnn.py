@@ -179,7 +179,7 @@ class CGCNNEncoder(CrystalEmbedding):
     def forward(self, crystals: CrystalBatch, condition: Float[Tensor, "B C"] | None = None) -> Float[Tensor, "N D"]:
         """Return one hidden vector of `d_model` numbers per atom; `DataError` for cells that have no graph.
 
-        `condition`: what each crystal is told.
+        `condition`: the condition vector of each crystal.
         """
         tokens = self.embed(crystals) + self.surroundings(crystals, condition)
         told = per_atom(condition, crystals.batch)

@@ -46,5 +46,5 @@ class GRUEncoder(CrystalEmbedding):
         )
 
     def forward(self, crystals: CrystalBatch, condition: Float[Tensor, "B C"] | None = None) -> Float[Tensor, "N D"]:
-        """Return one hidden vector of `d_model` numbers per atom; `condition`: what each crystal is told."""
+        """Return one hidden vector of `d_model` numbers per atom; `condition`: one vector per crystal."""
         return self.gru(self.embed(crystals), crystals, per_atom(condition, crystals.batch))

@@ -48,5 +48,5 @@ class MLPEncoder(CrystalEmbedding):
         )
 
     def forward(self, crystals: CrystalBatch, condition: Float[Tensor, "B C"] | None = None) -> Float[Tensor, "N D"]:
-        """Return one hidden vector of `d_model` numbers per atom; `condition`: what each crystal is told."""
+        """Return one hidden vector of `d_model` numbers per atom; `condition`: one vector per crystal."""
         return self.mlp(self.embed(crystals), crystals, per_atom(condition, crystals.batch))

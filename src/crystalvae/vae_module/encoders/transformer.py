@@ -1,4 +1,4 @@
-"""The transformer encoder: a crystal, atom by atom, to one hidden vector an atom."""
+"""The transformer encoder: a crystal, atom by atom, to one hidden vector per atom."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TransformerEncoder(CrystalEmbedding):
         )
 
     def forward(self, crystals: CrystalBatch, condition: Float[Tensor, "B C"] | None = None) -> Float[Tensor, "N D"]:
-        """Return one hidden vector of `d_model` numbers per atom; `condition`: what each crystal is told."""
+        """Return one hidden vector of `d_model` numbers per atom; `condition`: one vector per crystal."""
         tokens = self.embed(crystals)
         if self.positions == "sinusoidal":
             tokens = tokens + sinusoidal_positions(crystals.token_idx, self.d_model)

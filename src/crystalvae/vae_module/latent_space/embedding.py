@@ -1,4 +1,4 @@
-"""One vector a crystal, for search and plots."""
+"""One vector per crystal, for search and plots."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class EmbeddingIndex:
     ) -> EmbeddingIndex:
         """Embed every crystal of a data set; with `cache_dir` only once for the same weights and crystals.
 
-        `advance` is told after each batch how many crystals it held.
+        `advance` is called after each batch with the number of its crystals.
         """
         model = model_key(vae)
         path = None

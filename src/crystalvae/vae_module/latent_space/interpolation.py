@@ -1,4 +1,4 @@
-"""Walks through the latent space: from one crystal to another, and along one latent number."""
+"""Walks through the latent space: from one crystal to another, and along one latent dimension."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def interpolate(
 
     b is laid on a first (`align`; its origin stays where it is unless `shift_origin`). Where the model is given the
     elements, an atom whose partner is another element changes at half way. The result's property `fraction` goes from
-    0 to 1; other properties, and what a conditional decoder is told, are kept where both crystals have the same.
+    0 to 1; other properties, and the conditions of a conditional decoder, are kept where both crystals have the same.
 
     Raises `ConfigError` for crystals of different sizes, fewer than two steps, an unknown mode, and a bottleneck whose
     latents cannot be interpolated.
@@ -79,12 +79,12 @@ def traverse(
     steps: int,
     atom: int | None = None,
 ) -> CrystalBatch:
-    """Decode `steps` crystals in which an offset is added to latent number `dim`, from `limits[0]` to `limits[1]`.
+    """Decode `steps` crystals in which an offset is added to latent dimension `dim`, from `limits[0]` to `limits[1]`.
 
     The offset goes to all atoms, or to one `atom`; 0 is the crystal's own reconstruction. The result's property
     `offset` tells it.
 
-    Raises `ConfigError` for a latent number or an atom that there is not.
+    Raises `ConfigError` for a latent dimension or an atom that there is not.
     """
     if isinstance(dim, bool) or not isinstance(dim, int) or not 0 <= dim < vae.latent_dim:
         raise ConfigError(f"dim: got {dim!r}; this model's latents are numbered 0 to {vae.latent_dim - 1}")

@@ -21,7 +21,7 @@ def write_series(
 ) -> list[Path]:
     """Write crystals in their order and return the paths: `0000.cif`, … and one trajectory `samples.extxyz`.
 
-    `samples.csv` has a row a crystal: `columns`, then the crystals' properties (fraction, offset, distance, predicted
+    `samples.csv` has a row per crystal: `columns`, then the crystals' properties (fraction, offset, distance, predicted
     values …). Other formats and errors are those of `crystalvae.data.writers.write_crystals`.
     """
     import pandas as pd

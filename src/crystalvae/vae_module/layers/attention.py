@@ -78,7 +78,7 @@ class PaddingPlan:
         return rows if self.attend is None else rows.index_select(0, self.position)
 
     def order(self, heads: int) -> HeadOrder:
-        """Return the row numbers for so many heads, worked out once."""
+        """Return the row numbers for this number of heads, computed once."""
         if heads not in self._orders:
             self._orders[heads] = self._head_order(heads)
         return self._orders[heads]

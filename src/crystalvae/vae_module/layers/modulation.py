@@ -1,4 +1,4 @@
-"""How layers are told conditions: vectors per atom, those of its crystal, that scale and shift tokens or join them."""
+"""How conditions reach layers: each token is scaled and shifted by the vector of its crystal, or joined with it."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ class AdaptiveLayerNorm(nn.LayerNorm):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # told more than torch's
         self, tokens: Float[Tensor, "N D"], condition: Float[Tensor, "N C"] | None = None
     ) -> Float[Tensor, "N D"]:
-        """Normalise and modulate; `ValueError` where it is told conditions it was not built for, or not told them."""
+        """Normalise and modulate; `ValueError` where conditions are given that it was not built for, or are missing."""
         if (condition is None) != (self.modulation is None):
-            told = "was told none" if condition is None else "was told conditions, and built without d_condition"
-            raise ValueError(f"AdaptiveLayerNorm: {told}; expected conditions exactly where d_condition is given")
+            told = "got no conditions" if condition is None else "got conditions, but was built without d_condition"
+            raise ValueError(f"AdaptiveLayerNorm: {told}; expected conditions if, and only if, d_condition is given")
         normed = super().forward(tokens)
         if self.modulation is None or condition is None:
             return normed

@@ -11,7 +11,7 @@ from crystalvae.vae_module.objectives.batch_mean import batch_mean
 
 
 def cluster_loss(embeddings: Float[Tensor, "B L"], batch: TrainingBatch, *, components: int) -> Float[Tensor, ""]:
-    """Return Σ √s over the `components` largest singular values s of H Hᵀ / B, with H (B, L) one row a crystal.
+    """Return Σ √s over the `components` largest singular values s of H Hᵀ / B, with H (B, L) one row per crystal.
 
     H Hᵀ is the Gram matrix of the crystals. Its singular values other than 0 are those of the smaller Hᵀ H, of which
     they are taken; so √s are the singular values of H / √B. As VAME's `cluster_loss` (Luxem et al. 2022). Values too

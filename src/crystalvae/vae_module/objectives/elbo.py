@@ -45,8 +45,8 @@ class ELBO(nn.Module):
 
     `weights` are the `loss_weights` of the model, β = `loss_weights.kl`. `schedule` is any callable from the step, or
     the epoch where `schedule_unit` says so, to a factor of β; null: always 1. `element_loss` and `reductions` as
-    `reconstruction_losses`. With "mean" the KL is in nats an atom (summed over the latent numbers), with "sum" in
-    nats a crystal. `cluster_weight` above 0 adds that times `cluster_loss` of the crystals' mean latents, over
+    `reconstruction_losses`. With "mean" the KL is in nats per atom (summed over the latent dimensions), with "sum" in
+    nats per crystal. `cluster_weight` above 0 adds that times `cluster_loss` of the crystals' mean latents, over
     `cluster_components` singular values.
     """
 
@@ -68,7 +68,7 @@ class ELBO(nn.Module):
         check_choice("objective.schedule_unit", schedule_unit, get_args(ScheduleUnit))
         check_choice("objective.element_loss", element_loss, get_args(ElementLoss))
         if schedule is not None and not callable(schedule):
-            raise ConfigError(f"objective.schedule: got {schedule!r}; expected something to call with the step")
+            raise ConfigError(f"objective.schedule: got {schedule!r}; expected a function of the step")
         check_number("objective.cluster_weight", cluster_weight)
         check_count("objective.cluster_components", cluster_components)
         if cluster_weight > 0 and cluster_components > latent_dim:
@@ -114,7 +114,7 @@ class ELBO(nn.Module):
         """Return `loss`, `recon_loss` (weighted), `kl_loss` (unweighted), `kl_weight`, and each part unweighted.
 
         `means` are the latents that evaluation uses, the posterior means of a Gaussian. `kl` is that of each atom and
-        latent number in nats, None where the bottleneck has none. `penalties` are the bottleneck's further terms,
+        latent dimension in nats, None where the bottleneck has none. `penalties` are the bottleneck's further terms,
         unweighted numbers, added with `penalty_weights`.
         """
         parts = reconstruction_losses(
@@ -153,5 +153,5 @@ class ELBO(nn.Module):
         batch: TrainingBatch,  # noqa: ARG002
         time: int,  # noqa: ARG002
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Return what the KL weight multiplies, and what else to log, from the mean KL of each latent number."""
+        """Return what the KL weight multiplies, and what else to log, from the mean KL of each latent dimension."""
         return kl.sum(), {}

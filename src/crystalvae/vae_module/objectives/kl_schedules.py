@@ -30,7 +30,7 @@ class Schedule(Part, ABC):
 
     @abstractmethod
     def factor(self, elapsed: int) -> float:
-        """Return the factor so many steps after `kl_start`."""
+        """Return the factor this many steps after `kl_start`."""
 
 
 @dataclass(frozen=True, kw_only=True)

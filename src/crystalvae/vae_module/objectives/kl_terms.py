@@ -20,12 +20,12 @@ def capacity(time: int, *, capacity_max: float, capacity_num_iter: int) -> float
 
 
 def capacity_penalty(kl: Float[Tensor, "L"], allowed: float) -> Float[Tensor, ""]:
-    """Return |KL - C| in nats, with KL the sum over latent numbers (Burgess et al. 2018)."""
+    """Return |KL - C| in nats, with KL the sum over latent dimensions (Burgess et al. 2018)."""
     return (kl.sum() - allowed).abs()
 
 
 def free_bits_penalty(kl: Float[Tensor, "L"], floor: float) -> Float[Tensor, ""]:
-    """Return Σ max(λ, KL) over latent numbers in nats (Kingma et al. 2016, section C.8).
+    """Return Σ max(λ, KL) over latent dimensions in nats (Kingma et al. 2016, section C.8).
 
     A number whose KL lies below the floor λ costs λ whatever it is, and so gets no gradient.
     """
@@ -35,9 +35,9 @@ def free_bits_penalty(kl: Float[Tensor, "L"], floor: float) -> Float[Tensor, ""]
 class CapacityELBO(ELBO):
     """Σ weight · reconstruction part + γ · |KL - C(t)|, γ = `loss_weights.kl`, C from 0 to `capacity_max` nats.
 
-    C grows linearly for `capacity_num_iter` steps, or epochs where `schedule_unit` says so. KL and C are in nats an
-    atom, or in nats a crystal with `reductions.kl: sum`. Source: Burgess et al., "Understanding disentangling in β-VAE"
-    (2018), section 5. The other arguments are those of `ELBO`.
+    C grows linearly for `capacity_num_iter` steps, or epochs where `schedule_unit` says so. KL and C are in nats
+    per atom, or in nats per crystal with `reductions.kl: sum`. Source: Burgess et al., "Understanding disentangling in
+    β-VAE" (2018), section 5. The other arguments are those of `ELBO`.
     """
 
     def __init__(self, *, capacity_max: float, capacity_num_iter: int, **options: Any) -> None:
@@ -61,11 +61,11 @@ class CapacityELBO(ELBO):
 
 
 class FreeBitsELBO(ELBO):
-    """Σ weight · reconstruction part + β(t) · Σ max(λ, KL of a latent number), λ = `free_bits` nats a latent number.
+    """Σ weight · reconstruction part + β(t) · Σ max(λ, KL of a latent dimension), λ = `free_bits` nats.
 
-    The KL of a latent number is its mean over the atoms of the batch (with `reductions.kl: sum` its sum over a crystal,
-    averaged over crystals), before the maximum, as in the source: Kingma et al., "Improving Variational Inference with
-    Inverse Autoregressive Flow" (2016), section C.8. The other arguments are those of `ELBO`.
+    The KL of a latent dimension is its mean over the atoms of the batch (with `reductions.kl: sum` its sum over a
+    crystal, averaged over crystals), before the maximum, as in the source: Kingma et al., "Improving Variational
+    Inference with Inverse Autoregressive Flow" (2016), section C.8. The other arguments are those of `ELBO`.
     """
 
     def __init__(self, *, free_bits: float, **options: Any) -> None:

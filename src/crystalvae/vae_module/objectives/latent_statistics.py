@@ -1,4 +1,4 @@
-"""Whether a latent space is used: active units and the KL of each latent number over a data set."""
+"""Whether a latent space is used: active units and the KL of each latent dimension over a data set."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 ACTIVE_VARIANCE = 0.01
-"""A latent number is active where its posterior mean varies by more than this over the data (Burda et al. 2016)."""
+"""A latent dimension is active where its posterior mean varies by more than this over the data (Burda et al. 2016)."""
 
 
 @dataclass(frozen=True, eq=False)
 class LatentStatistics:
-    """Moments of the posterior means over atoms, (L,) each, and the mean KL of each latent number in nats.
+    """Moments of the posterior means over atoms, (L,) each, and the mean KL of each latent dimension in nats.
 
     `count` atoms; `variance` is that of the population. Statistics of parts of a data set are put together by `merged`
     as if all had been seen at once (Chan et al. 1979), which loses no precision to large means.
@@ -62,7 +62,7 @@ class LatentStatistics:
 
     @property
     def active_units(self) -> int:
-        """Number of latent numbers whose posterior mean varies by more than 0.01 over the atoms."""
+        """Number of latent dimensions whose posterior mean varies by more than 0.01 over the atoms."""
         return int((self.variance > ACTIVE_VARIANCE).sum())
 
     def metrics(self) -> dict[str, float]:

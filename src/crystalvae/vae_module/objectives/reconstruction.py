@@ -44,7 +44,7 @@ def reconstruction_losses(
 ) -> dict[str, Tensor]:
     """Return each part of the reconstruction loss, unweighted.
 
-    `atom_types`: nats an atom; cross-entropy, or the binary cross-entropy of every class, summed over classes.
+    `atom_types`: nats per atom; cross-entropy, or the binary cross-entropy of every class, summed over classes.
     `frac_coords`: squared error per coordinate, in units of the cell edge; on the circle it is
     |v - (cos 2πf, sin 2πf)|² / (2π)², the same for small errors. `lengths`: squared error of lengths / n^(1/3) in Å².
     `angles`: squared error in rad². "mean" averages over the atoms (or crystals) of the batch and over the three axes;
