@@ -110,10 +110,11 @@ def _standardized(crystals: CrystalBatch, symprec: float) -> Iterator[tuple[RawC
         primitive = found.prim_std_cell
         standard = RawCrystal(np.array(primitive.numbers), np.array(primitive.positions), np.array(primitive.basis))
         # Atoms in one place are merged without a word.
-        yield (standard, float(found.number)) if _same_composition(standard, given) else (given, float("nan"))
+        yield (standard, float(found.number)) if same_composition(standard, given) else (given, float("nan"))
 
 
-def _same_composition(one: RawCrystal, other: RawCrystal) -> bool:
+def same_composition(one: RawCrystal, other: RawCrystal) -> bool:
+    """Return whether two cells hold the same elements in the same shares."""
     counts = [np.bincount(crystal.numbers, minlength=MAX_ATOMIC_NUMBER + 1) for crystal in (one, other)]
     return bool((counts[0] * len(other.numbers) == counts[1] * len(one.numbers)).all())
 
@@ -193,7 +194,7 @@ class CanonicalSource:
     def load(self, split: Split) -> CrystalDataset:
         """Return a split; the ids are the source's."""
         dataset = self.source.load(split)
-        key = _content_key(dataset.crystals, f"{self.symprec} {_VERSION} {moyopy.__version__}")
+        key = content_key(dataset.crystals, f"{self.symprec} {_VERSION} {moyopy.__version__}")
 
         def build() -> CrystalDataset:
             crystals = canonical(dataset.crystals, symprec=self.symprec, progress=True)
@@ -202,7 +203,8 @@ class CanonicalSource:
         return cached(self.cache / self.name / f"{split}-canonical-{key}.safetensors", build)
 
 
-def _content_key(crystals: CrystalBatch, settings: str) -> str:
+def content_key(crystals: CrystalBatch, settings: str) -> str:
+    """Return a name for what is in a batch, and for the settings that it is to be made into something with."""
     digest = hashlib.sha256(settings.encode())
     tensors = (crystals.atom_types, crystals.frac_coords, crystals.lattices, crystals.num_atoms)
     for name, values in (*enumerate(tensors), *sorted(crystals.properties.items())):
