@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from crystalvae.data.symmetric.space_groups import NUM_SPACE_GROUPS
 from crystalvae.data.symmetric.tables import MAX_SITES, space_group_tables
 from crystalvae.errors import ConfigError, DataError
 from crystalvae.prior_module.element_features import ElementEmbedder
-from crystalvae.prior_module.gene_steps import State, Steps, Wanted, bits, choice_masks, group_mask
+from crystalvae.prior_module.gene_steps import Sequences, State, Steps, Wanted, bits, choice_masks, group_mask
 from crystalvae.prior_module.genes import Gene
 
 _NEVER = -1e9
@@ -86,14 +87,14 @@ class GeneModel(nn.Module):
         group_logits = self._group_logits(memory, steps.group_mask)
         loss = F.cross_entropy(group_logits, steps.space_groups - 1, reduction="none")
         # Where nothing is left to come, some class must be allowed, and is not counted.
-        elements, sites = self.element_logits(hidden, steps.element_mask | ~real[..., None]), None
+        elements = self.element_logits(hidden, steps.element_mask | ~real[..., None])
         sites = self._site_logits(hidden, steps, steps.site_mask | ~real[..., None])
         of_elements = F.cross_entropy(elements.flatten(0, 1), steps.elements.flatten(), reduction="none")
         of_sites = F.cross_entropy(sites.flatten(0, 1), steps.sites.clamp_min(0).flatten(), reduction="none")
         return loss + ((of_elements + of_sites).view_as(real) * real).sum(dim=1)
 
     def _hidden(
-        self, steps: Steps, conditions: Float[Tensor, "B D"]
+        self, steps: Sequences, conditions: Float[Tensor, "B D"]
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B P D"]]:
         """Return what the space group is read from, and what the orbit at each of P places is read from."""
         formula, present = steps.formula_elements, steps.formula_elements > 0
@@ -271,23 +272,15 @@ class GeneModel(nn.Module):
         return scores.masked_fill(~allowed, _NEVER)
 
 
-def _steps_so_far(states: Sequence[State], device: torch.device) -> Steps:
+def _steps_so_far(states: Sequence[State], device: torch.device) -> Sequences:
     """Write states down for the model, one place more than there are orbits; all have the same number of orbits."""
     length = len(states[0].pairs)
     count = len(states)
     pairs = torch.tensor([state.pairs for state in states], dtype=torch.long).view(count, length, 2)
-    lefts = []
-    for state in states:
-        left, row = state.wanted.num_atoms, []
-        sizes = _sizes(state)
-        for size in sizes:
-            row.append(left)
-            left -= size
-        lefts.append([*row, left])
+    lefts = [[*accumulate((-size for size in state.sizes), initial=state.wanted.num_atoms)] for state in states]
     formulas = [torch.tensor(state.wanted.formula, dtype=torch.long).view(-1, 2) for state in states]
     formula = torch.nn.utils.rnn.pad_sequence(formulas, batch_first=True)
     zeros = torch.zeros(count, 1, dtype=torch.long)
-    nothing = torch.zeros(count, 0, dtype=torch.bool)
     parts = {
         "num_atoms": torch.tensor([state.wanted.num_atoms for state in states]),
         "formula_elements": formula[..., 0],
@@ -296,19 +289,8 @@ def _steps_so_far(states: Sequence[State], device: torch.device) -> Steps:
         "elements": torch.cat((pairs[..., 0], zeros), dim=1),
         "sites": torch.cat((pairs[..., 1], zeros - 1), dim=1),
         "left": torch.tensor(lefts),
-        "needs": zeros,
-        "group_mask": nothing,
-        "element_mask": nothing,
-        "site_mask": nothing,
     }
-    return Steps(**{name: value.to(device) for name, value in parts.items()})
-
-
-def _sizes(state: State) -> list[int]:
-    from crystalvae.prior_module.reachability import multiplicities
-
-    sizes = multiplicities(state.group)
-    return [sizes[site] for _, site in state.pairs]
+    return Sequences(**{name: value.to(device) for name, value in parts.items()})
 
 
 def _draw(logits: Float[Tensor, "B C"], temperature: float, generator: torch.Generator) -> Int[Tensor, "B"]:

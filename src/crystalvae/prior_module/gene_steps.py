@@ -99,6 +99,11 @@ class State:
         """What was put down."""
         return self.group, self.pairs
 
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of atoms in the orbits so far."""
+        return [multiplicities(self.group)[site] for _, site in self.pairs]
+
     def choices(self) -> dict[int, int]:
         """Return the elements that may come next, and for each the set of sites that it may be put on."""
         if self.left == 0:
@@ -171,11 +176,10 @@ class State:
 
 
 @dataclass(frozen=True, eq=False)
-class Steps:
+class Sequences:
     """Genes as the model reads them: P places (orbits), F elements of a formula (0 beyond the end).
 
-    At each place `left` atoms are still to come; `needs` are those of the element there, where there is a formula. Site
-    and element masks say what is possible at each place, given what is before it (and for sites the element).
+    At each place `left` atoms are still to come.
     """
 
     num_atoms: Int[Tensor, "B"]
@@ -185,6 +189,15 @@ class Steps:
     elements: Int[Tensor, "B P"]
     sites: Int[Tensor, "B P"]
     left: Int[Tensor, "B P"]
+
+
+@dataclass(frozen=True, eq=False)
+class Steps(Sequences):
+    """Whole genes and what was possible at each place, given what is before it (and for sites the element).
+
+    `needs` are the atoms that the element at each place still lacks, 0 where there is no formula.
+    """
+
     needs: Int[Tensor, "B P"]
     group_mask: Bool[Tensor, "B 230"]
     element_mask: Bool[Tensor, "B P E"]

@@ -10,7 +10,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.data.canonical import element_order
 from crystalvae.data.symmetric.source import ORBIT_SITES, SPACE_GROUP, pad_sites
 from crystalvae.data.symmetric.tables import SpaceGroupTables, space_group_tables
 from crystalvae.errors import DataError
@@ -88,10 +87,3 @@ def orbit_sizes(tables: SpaceGroupTables, groups: Int[Tensor, "B"], sites: Int[T
     """Return the number of atoms in each orbit, 0 where the site is -1."""
     rows = tables.first_site[groups - 1, None] + sites.clamp_min(0)
     return torch.where(sites >= 0, tables.multiplicity[rows], 0)
-
-
-def anonymous(gene: Gene) -> Gene:
-    """Return a gene with elements replaced by their place in the order, counted from 0."""
-    order = element_order()
-    ranks = sorted({int(order[element]) for element, _ in gene[1]})
-    return gene[0], tuple((ranks.index(int(order[element])), site) for element, site in gene[1])

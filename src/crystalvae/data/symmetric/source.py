@@ -84,7 +84,7 @@ def from_symmetric(crystals: Sequence[SymmetricCrystal]) -> CrystalBatch:
     return batch.replace(lattices=lattices, properties=properties)
 
 
-def pad_sites(sites: Sequence[Int[Tensor, "k"]]) -> Int[Tensor, "B K"]:
+def pad_sites(sites: Sequence[Tensor]) -> Int[Tensor, "B K"]:
     """Return lists of different lengths as one tensor, -1 beyond each one's end."""
     return torch.nn.utils.rnn.pad_sequence(list(sites), batch_first=True, padding_value=-1)
 

@@ -1,7 +1,8 @@
 """The 230 space groups in the basis of their standard primitive cells: operations and Wyckoff sites.
 
-Everything here depends on the number of the group alone. Operations and letters are moyo's (its default settings, those
-of the smallest Hall number); sites are found by looking for points that operations leave in place.
+Everything here depends on the number of the group alone. Operations and letters are moyo's, in the standard setting
+(unique axis b and cell choice 1, hexagonal axes, the second origin); sites are found by looking for points that
+operations leave in place.
 """
 
 from __future__ import annotations
