@@ -17,7 +17,8 @@ from crystalvae.data.symmetric.source import symmetric
 from crystalvae.errors import ConfigError, DataError
 from crystalvae.prior_module.gene_lookup import GeneLookup, pattern_of, with_elements
 from crystalvae.prior_module.gene_model import GeneModel
-from crystalvae.prior_module.gene_steps import State, Wanted, formula_of, step_through
+from crystalvae.prior_module.gene_proposals import GeneProposals
+from crystalvae.prior_module.gene_steps import State, Wanted, asked_space_groups, formula_of, step_through
 from crystalvae.prior_module.gene_training import ConditionedGenes, fit
 from crystalvae.prior_module.genes import Gene, Genes
 from crystalvae.prior_module.reachability import fits, fixed_sites, multiplicities, sums
@@ -306,6 +307,44 @@ def test_lookup_votes_for_the_sites_of_similar_elements():
     assert with_elements(pattern, (37, 35)) == (221, ((37, 0), (35, 1)))
     with pytest.raises(ValueError, match="not in order"):
         pattern_of((225, ((17, 0), (11, 1))))
+
+
+def test_a_mixture_adds_up_to_one_and_keeps_what_both_know():
+    model = tiny()
+    wanted, context = Wanted(2, formula_of([19, 17]), frozenset([99, 221, 225])), nothing(1)
+    lookup = GeneLookup([(225, ((11, 0), (17, 1))), (186, ((30, 1), (16, 1)))])
+    free = dict(model.likeliest(wanted, context, count=1000))
+    mixed = dict(GeneProposals(model, lookup, lookup_weight=0.3).likeliest(wanted, context, count=1000))
+    assert set(mixed) == set(free)
+    assert sum(math.exp(p) for p in mixed.values()) == pytest.approx(1.0, abs=1e-4)
+    known = (225, ((19, 0), (17, 1)))
+    for gene, p in mixed.items():
+        assert math.exp(p) == pytest.approx(0.7 * math.exp(free[gene]) + 0.3 * (gene == known), abs=1e-5)
+    few = GeneProposals(model, lookup, lookup_weight=1.0).likeliest(wanted, context, count=3)
+    assert few[0][0] == known
+    assert few[0][1] == pytest.approx(0.0, abs=1e-6)
+    assert len({gene for gene, _ in few}) == 3
+    alone = GeneProposals(model, None).likeliest(wanted, context, count=5)
+    assert [gene for gene, _ in alone] == [gene for gene, _ in model.likeliest(wanted, context, count=5)]
+    # The likelihoods that the model gives to genes of lookup are those that it gives to its own.
+    genes = list(free)[:7]
+    again = GeneProposals(model, lookup).log_likelihoods(genes, wanted, context)
+    assert again == pytest.approx([free[gene] for gene in genes], abs=1e-3)
+    with pytest.raises(ConfigError, match="for a formula"):
+        GeneProposals(model, lookup).likeliest(Wanted(2), context, count=1)
+    with pytest.raises(ConfigError, match="lookup_weight"):
+        GeneProposals(model, lookup, lookup_weight=1.5)
+
+
+def test_space_groups_are_asked_for_by_number_or_system():
+    assert asked_space_groups() == frozenset()
+    assert asked_space_groups(space_group=225) == asked_space_groups(space_group="225", crystal_system="cubic") == {225}
+    assert asked_space_groups(crystal_system="Cubic") == set(range(195, 231))
+    for wrong in ({"space_group": 231}, {"space_group": "Fm-3m"}, {"crystal_system": "kubic"}):
+        with pytest.raises(ConfigError, match="expected"):
+            asked_space_groups(**wrong)
+    with pytest.raises(ConfigError, match="225 is not hexagonal"):
+        asked_space_groups(space_group=225, crystal_system="hexagonal")
 
 
 # ---- training --------------------------------------------------------------------------------------------------------

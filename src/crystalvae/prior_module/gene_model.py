@@ -46,7 +46,7 @@ class GeneModel(nn.Module):
             raise ConfigError(f"gene.d_model: got {d_model} with nhead {nhead}; expected a multiple of nhead")
         check_count("gene.num_layers", num_layers)
         tables = space_group_tables()
-        self.max_atoms = max_atoms
+        self.max_atoms, self.nhead = max_atoms, nhead
         self.element_embedder = ElementEmbedder(d_model=d_model)
         self.count_embedder = nn.Embedding(max_atoms + 1, d_model)
         self.need_embedder = nn.Embedding(max_atoms + 1, d_model)
@@ -115,10 +115,9 @@ class GeneModel(nn.Module):
         ahead = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device).triu(1)
         ahead[:width, :width] = False  # the elements of the formula see each other
         padding = torch.cat((~present, present.new_zeros(len(present), tokens.shape[1] - width)), dim=1)
-        heads = self.transformer.layers[0].self_attn.num_heads
         # Padding sees itself, as a row that sees nothing would be NaN.
         hidden_from = ahead | padding[:, None] & ~torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
-        output = self.transformer(tokens, mask=hidden_from.repeat_interleave(heads, dim=0))
+        output = self.transformer(tokens, mask=hidden_from.repeat_interleave(self.nhead, dim=0))
         return output[:, width], output[:, width + 1 :]
 
     def site_vectors(self) -> Float[Tensor, "S D"]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crystalvae.data.batch import MAX_ATOMIC_NUMBER
-from crystalvae.data.canonical import element_order
+from crystalvae.data.canonical import CRYSTAL_SYSTEMS, element_order
+from crystalvae.data.canonical import crystal_system as crystal_systems
 from crystalvae.data.symmetric.space_groups import NUM_SPACE_GROUPS
 from crystalvae.data.symmetric.tables import MAX_SITES
 from crystalvae.errors import ConfigError
@@ -37,6 +38,27 @@ def formula_of(atomic_numbers: Sequence[int]) -> Formula:
     """Count the elements of atoms, in order."""
     order = ranks()
     return tuple(sorted(((z, list(atomic_numbers).count(z)) for z in set(atomic_numbers)), key=lambda e: order[e[0]]))
+
+
+def asked_space_groups(*, space_group: object = None, crystal_system: object = None) -> frozenset[int]:
+    """Return the numbers of the space groups that a user asks for, by number and by system; empty for any.
+
+    Raises `ConfigError` for what is no space group and no crystal system, and where the two exclude each other.
+    """
+    asked = frozenset(range(1, NUM_SPACE_GROUPS + 1))
+    systems = crystal_systems(torch.arange(1, NUM_SPACE_GROUPS + 1)).tolist()
+    if crystal_system is not None:
+        if str(crystal_system).lower() not in CRYSTAL_SYSTEMS:
+            raise ConfigError(f"crystal_system: got {crystal_system!r}; expected one of {', '.join(CRYSTAL_SYSTEMS)}")
+        system = CRYSTAL_SYSTEMS.index(str(crystal_system).lower())
+        asked = frozenset(group for group in asked if systems[group - 1] == system)
+    if space_group is not None:
+        if not str(space_group).isdigit() or not 1 <= int(str(space_group)) <= NUM_SPACE_GROUPS:
+            raise ConfigError(f"space_group: got {space_group!r}; expected a number from 1 to {NUM_SPACE_GROUPS}")
+        if int(str(space_group)) not in asked:
+            raise ConfigError(f"space_group={space_group} is not {crystal_system}")
+        asked = frozenset({int(str(space_group))})
+    return frozenset() if len(asked) == NUM_SPACE_GROUPS else asked
 
 
 @dataclass(frozen=True)
@@ -202,6 +224,10 @@ class Steps(Sequences):
     group_mask: Bool[Tensor, "B 230"]
     element_mask: Bool[Tensor, "B P E"]
     site_mask: Bool[Tensor, "B P 27"]
+
+    def to(self, device: torch.device | str) -> Steps:
+        """Return the steps on another device."""
+        return Steps(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
 
 
 def bits(sets: Int[Tensor, "*B"], size: int) -> Bool[Tensor, "*B S"]:

@@ -15,7 +15,7 @@ SAME_COORDINATE = 5e-3
 _BIN, _OFFSET = 2 * SAME_COORDINATE, 0.37
 """Coordinates are compared in bins of this width, whose edges no fraction k/n with small n is close to."""
 _SAME_LENGTHS = 1e-3
-_SAME_SCORE = 1e-4
+_SAME_SCORE = 2e-5
 _AT_ONCE = 2_000_000
 _NEAR = 0.02
 """Fractional distance within which an image of an atom is another atom, in an idealised crystal."""
@@ -84,7 +84,8 @@ def symmetric_crystal(
     scores = _score(candidates, ranks)
     best = np.flatnonzero(scores > scores.max() - _SAME_SCORE)
     lengths = _length_score(metrics[axes[which[best]]])
-    chosen = best[np.argmax(lengths > lengths.max() - _SAME_SCORE)]
+    best = best[lengths > lengths.max() - _SAME_SCORE]
+    chosen = best[scores[best].argmax()]
     return _written(
         group, orbits, sites[which[chosen]], numbers, ranks, candidates[chosen], metrics[axes[which[chosen]]]
     )

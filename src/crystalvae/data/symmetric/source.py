@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 SPACE_GROUP = "space_group"
 ORBIT_SITES = "orbit_sites"
 """Property (B, K): the number of the Wyckoff position (0 for letter a) of each orbit, -1 beyond the last one."""
-_VERSION = 1
+_VERSION = 2
 
 
 def symmetric(

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -89,10 +89,10 @@ class SpaceGroup:
         return found
 
 
-def on_site(points: Float[np.ndarray, "... 3"], site: WyckoffSite, tolerance: float = SAME_PLACE) -> np.ndarray:
+def on_site(points: Float[np.ndarray, "... 3"], site: WyckoffSite, tolerance: float = SAME_PLACE) -> Any:
     """Return which points are representative ones of a site, up to lattice vectors."""
     values = (points - site.origin) @ _annihilators(site).T
-    return (np.abs(values - np.rint(values)) < 3 * tolerance).all(axis=-1)
+    return np.all(np.abs(values - np.rint(values)) < 3 * tolerance, axis=-1)
 
 
 def _annihilators(site: WyckoffSite) -> Int[np.ndarray, "K 3"]:
@@ -107,9 +107,9 @@ def _annihilators(site: WyckoffSite) -> Int[np.ndarray, "K 3"]:
     )
 
 
-def _same_place(points: np.ndarray, point: np.ndarray, tolerance: float = SAME_PLACE) -> np.ndarray:
+def _same_place(points: np.ndarray, point: np.ndarray, tolerance: float = SAME_PLACE) -> Any:
     apart = points - point
-    return (np.abs(apart - np.rint(apart)) < tolerance).all(axis=-1)
+    return np.all(np.abs(apart - np.rint(apart)) < tolerance, axis=-1)
 
 
 @cache
