@@ -309,6 +309,23 @@ def test_lookup_votes_for_the_sites_of_similar_elements():
         pattern_of((225, ((17, 0), (11, 1))))
 
 
+def test_learned_similarity_finds_what_the_periodic_table_does_not_say():
+    # Elements with an even number take one pattern, those with an odd one another, whatever their group.
+    metals = [z for z in range(19, 51) if z not in {35, 36}]
+    genes = [(225 if z % 2 else 221, ((z, 0), (9, 1))) for z in metals]
+    lookup = GeneLookup(genes)
+    query = formula_of([56, 9])  # not among them; its vector stays what it was
+    before = lookup.similarity.coordinates[56].clone()
+    losses = lookup.fit(epochs=40)
+    assert losses[-1] < 0.5 * losses[0]
+    torch.testing.assert_close(lookup.similarity.coordinates[56, :2], before[:2])
+    left_out = GeneLookup([gene for gene in genes if gene[1][0][0] != 30], lookup.similarity)
+    (first, log_p), _ = left_out.likeliest(formula_of([30, 9]))
+    assert first == (221, ((30, 0), (9, 1)))
+    assert math.exp(log_p) > 0.6
+    assert sum(math.exp(p) for _, p in lookup.likeliest(query)) == pytest.approx(1.0)
+
+
 def test_a_mixture_adds_up_to_one_and_keeps_what_both_know():
     model = tiny()
     wanted, context = Wanted(2, formula_of([19, 17]), frozenset([99, 221, 225])), nothing(1)

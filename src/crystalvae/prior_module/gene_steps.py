@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,6 +30,7 @@ Formula = tuple[tuple[int, int], ...]
 """(atomic number, number of atoms) in the primitive cell, in the order of `element_order`."""
 
 
+@cache
 def ranks() -> list[int]:
     """Return the place of each atomic number in `element_order`."""
     return element_order().tolist()
