@@ -100,10 +100,11 @@ def _standardized(crystals: CrystalBatch, symprec: float) -> Iterator[tuple[RawC
         primitive = found.prim_std_cell
         standard = RawCrystal(np.array(primitive.numbers), np.array(primitive.positions), np.array(primitive.basis))
         # Atoms in one place are merged without a word.
-        yield (standard, float(found.number)) if _same_composition(standard, given) else (given, float("nan"))
+        yield (standard, float(found.number)) if same_composition(standard, given) else (given, float("nan"))
 
 
-def _same_composition(one: RawCrystal, other: RawCrystal) -> bool:
+def same_composition(one: RawCrystal, other: RawCrystal) -> bool:
+    """Return whether two cells hold the same elements in the same shares."""
     counts = [np.bincount(crystal.numbers, minlength=MAX_ATOMIC_NUMBER + 1) for crystal in (one, other)]
     return bool((counts[0] * len(other.numbers) == counts[1] * len(one.numbers)).all())
 

@@ -13,6 +13,7 @@ from crystalvae.data.canonical import CanonicalSource
 from crystalvae.data.dataset import CrystalDataset
 from crystalvae.data.loader import CrystalLoader
 from crystalvae.data.sources import Source, Split, atom_count_distribution
+from crystalvae.data.symmetric.source import SymmetricSource
 from crystalvae.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,9 @@ class CrystalDataModule(L.LightningDataModule):
 
     `batch_size` counts crystals per process. `seed` decides order and noise (see `CrystalLoader`). `subset` takes only
     that many crystals of the training split, chosen by the seed, for trials. `canonical` gives every crystal its
-    canonical description (`data.canonical`), which priors are trained on. `memory_map` leaves crystals in their
-    file and reads what a batch asks for; "auto" does so from a tenth of the machine's memory on, else copies them.
+    canonical description (`data.canonical`), which priors are trained on; "symmetric" the one that shows its symmetry
+    (`data.symmetric`). `memory_map` leaves crystals in their file and reads what a batch asks for; "auto" does so from
+    a tenth of the machine's memory on, else copies them.
     """
 
     def __init__(
@@ -38,7 +40,7 @@ class CrystalDataModule(L.LightningDataModule):
         eval_batch_size: int = 1024,
         seed: int = 0,
         subset: int | None = None,
-        canonical: bool = False,
+        canonical: bool | str = False,
         memory_map: bool | str = "auto",
     ) -> None:
         super().__init__()
@@ -46,7 +48,7 @@ class CrystalDataModule(L.LightningDataModule):
             raise ConfigError(f"data.memory_map: got {memory_map!r}; expected auto, true or false")
         if subset is not None and subset < 1:
             raise ConfigError(f"data.subset: got {subset}; expected a number of crystals, or null for all")
-        self.source: Source = CanonicalSource(source=source, cache_dir=_cache_dir(source)) if canonical else source
+        self.source = _described(source, canonical)
         self.seed, self.subset = seed, subset
         self.batch_size, self.eval_batch_size, self.memory_map = batch_size, eval_batch_size, memory_map
         self._splits: dict[Split, CrystalDataset] = {}
@@ -117,6 +119,15 @@ class CrystalDataModule(L.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
+
+
+def _described(source: Source, canonical: bool | str) -> Source:
+    if canonical not in {True, False, "symmetric"}:
+        raise ConfigError(f"data.canonical: got {canonical!r}; expected true, false or symmetric")
+    if not canonical:
+        return source
+    kind = SymmetricSource if canonical == "symmetric" else CanonicalSource
+    return kind(source=source, cache_dir=_cache_dir(source))
 
 
 def physical_memory() -> int | None:
