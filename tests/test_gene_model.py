@@ -260,7 +260,7 @@ def test_conditions_change_what_is_likely():
     model = tiny()
     steps = step_through([(225, ((11, 0), (17, 1)))], formula_given=[True])
     one, two = (model.negative_log_likelihood(steps, value) for value in (nothing(1), torch.randn(1, D_MODEL)))
-    assert float(one) != pytest.approx(float(two), abs=1e-3)
+    assert one.item() != pytest.approx(two.item(), abs=1e-3)
 
 
 # ---- genes -----------------------------------------------------------------------------------------------------------

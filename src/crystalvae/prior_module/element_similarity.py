@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -11,9 +10,7 @@ from torch import Tensor, nn
 
 from crystalvae.errors import DataError
 from crystalvae.prior_module.element_features import periodic_table
-
-if TYPE_CHECKING:
-    from crystalvae.prior_module.gene_lookup import KnownGenes
+from crystalvae.prior_module.genes import KnownGenes
 
 ROW_WEIGHT = 0.7
 """What a difference of one period counts, against one of a group of the periodic table."""

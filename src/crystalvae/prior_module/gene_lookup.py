@@ -4,28 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from crystalvae.prior_module.element_similarity import ElementSimilarity
 from crystalvae.prior_module.gene_steps import Formula, ranks
-from crystalvae.prior_module.genes import Gene
+from crystalvae.prior_module.genes import Gene, KnownGenes, Pattern
 from crystalvae.prior_module.reachability import multiplicities
-
-Pattern = tuple[int, tuple[tuple[int, int], ...]]
-"""A gene with the places of its elements in the order of `element_order` instead of the elements."""
-
-
-@dataclass(frozen=True, eq=False)
-class KnownGenes:
-    """N crystals with the same numbers of atoms of K elements, in order; `pattern_numbers` say which of `patterns`."""
-
-    elements: Int[Tensor, "N K"]
-    pattern_numbers: Int[Tensor, "N"]
-    patterns: Sequence[Pattern]
 
 
 class GeneLookup:

@@ -16,6 +16,8 @@ from crystalvae.errors import DataError
 
 Gene = tuple[int, tuple[tuple[int, int], ...]]
 """One gene as plain numbers: space group, and (atomic number, number of the site in the group) for each orbit."""
+Pattern = tuple[int, tuple[tuple[int, int], ...]]
+"""A gene with the places of its elements in the order of `element_order` instead of the elements."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,3 +89,12 @@ def orbit_sizes(tables: SpaceGroupTables, groups: Int[Tensor, "B"], sites: Int[T
     """Return the number of atoms in each orbit, 0 where the site is -1."""
     rows = tables.first_site[groups - 1, None] + sites.clamp_min(0)
     return torch.where(sites >= 0, tables.multiplicity[rows], 0)
+
+
+@dataclass(frozen=True, eq=False)
+class KnownGenes:
+    """N crystals with the same numbers of atoms of K elements, in order; `pattern_numbers` say which of `patterns`."""
+
+    elements: Int[Tensor, "N K"]
+    pattern_numbers: Int[Tensor, "N"]
+    patterns: Sequence[Pattern]
