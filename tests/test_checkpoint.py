@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -183,8 +183,8 @@ def test_a_checkpoint_is_plain_data_that_describes_itself(saved: Path) -> None:
 def test_an_interrupted_write_leaves_the_old_checkpoint(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = saved.read_bytes()
 
-    def cut_short(content: object, path: Path) -> None:
-        Path(path).write_bytes(b"half")
+    def cut_short(content: object, file: BinaryIO) -> None:
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", cut_short)
@@ -352,12 +352,14 @@ class HomeMadeDecoder(nn.Module):
 
 
 def test_parts_from_elsewhere_load_where_they_are_trusted(tmp_path: Path) -> None:
-    module = VAEModule(
-        encoder=tiny_module().config["encoder"],
-        decoder={"_target_": f"{__name__}.HomeMadeDecoder", "d_model": 16},
-        latent_dim=4,
-        atom_type_predict=False,
-    ).eval()
+    parts = {
+        "encoder": tiny_module().config["encoder"],
+        "decoder": {"_target_": f"{__name__}.HomeMadeDecoder", "d_model": 16},
+    }
+    with pytest.raises(ConfigError, match=r"decoder: its _target_ .*HomeMadeDecoder.*trusted_targets"):
+        VAEModule(**parts, latent_dim=4, atom_type_predict=False)
+    with trusting([f"{__name__}."]):
+        module = VAEModule(**parts, latent_dim=4, atom_type_predict=False).eval()
     module.save_checkpoint(tmp_path / "ours.ckpt")
     with pytest.raises(CheckpointError, match=r"HomeMadeDecoder.*trusted_targets"):
         VAEModule.load_from_checkpoint(tmp_path / "ours.ckpt")
@@ -382,7 +384,8 @@ def test_commands_load_parts_from_elsewhere_where_they_are_trusted(tmp_path: Pat
     """The command in a process of its own, as `trusted_targets` is read where commands start."""
     tiny = {**tiny_module().config["encoder"]}
     decoder = {"_target_": "tests.test_checkpoint.HomeMadeDecoder", "d_model": 16}
-    module = VAEModule(encoder=tiny, decoder=decoder, latent_dim=4, atom_type_predict=False).eval()
+    with trusting(["tests.test_checkpoint."]):
+        module = VAEModule(encoder=tiny, decoder=decoder, latent_dim=4, atom_type_predict=False).eval()
     module.save_checkpoint(tmp_path / "ours.ckpt")
     done = subprocess.run(
         [sys.executable, str(REPOSITORY / "src" / "sample.py"), "ckpt_path=ours.ckpt", "composition=NaCl",
