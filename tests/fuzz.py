@@ -1,7 +1,8 @@
 """A seeded fuzz of everything that reads files: `python tests/fuzz.py --count 1000 --seed 0`.
 
-Each case damages a table, a CIF, a file for ASE, a dataset cache or a checkpoint. It must load what is intact and
-report the rest, or raise one of our own errors. Any other exception, a crash, more than 10 s or more than 2 GB is a
+Each case damages a table, a CIF, JSON, a zip, a file for ASE, a dataset cache or a checkpoint, which is then loaded,
+fine-tuned from or resumed. It must load what is intact and report the rest, or raise one of our own errors; what is not
+its own it must leave as it is. Any other exception, a crash, more than 20 s of the processor or more than 4 GB is a
 failure, printed with the command that repeats it (`--case N`). Cases run in a process of their own.
 """
 
@@ -21,16 +22,23 @@ import tempfile
 import time
 import traceback
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from crystalvae.data.dataset import CrystalDataset
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [entry for entry in (str(REPOSITORY), str(REPOSITORY / "src")) if entry not in sys.path]
-SECONDS, BYTES = 10, 2 * 2**30
+SECONDS, BYTES = 20, 4 * 2**30
 WEIGHTS = {
     "csv row": 4, "csv table": 3, "csv bytes": 3, "csv.gz": 1, "parquet": 1, "feather": 1, "cif": 5, "extxyz": 1,
-    "POSCAR": 1, "db": 1, "cache": 1, "ours": 4, "ours zip": 4, "ours value": 6, "published": 2, "published zip": 4,
+    "POSCAR": 1, "db": 1, "traj": 1, "json": 4, "zip": 3, "cache": 1,
+    "ours": 4, "ours zip": 4, "ours value": 6, "published": 2, "published zip": 4,
+    "resume value": 5, "resume zip": 1, "tune value": 2,
 }  # fmt: skip
 """How often each kind of file is drawn."""
 
@@ -76,9 +84,56 @@ def write_originals(folder: Path) -> None:
     module = tiny_module(loss_weights={"kl": 0.25}, noise={"mask_ratio": 0.1, "displacement": 0.05})
     module.statistics = {"num_atoms": {2: 5, 8: 1}, "dataset": "fuzz"}
     module.save_checkpoint(folder / "ours.ckpt")
+    ase.io.write(folder / "frames.traj", atoms)
+    (folder / "crystals.json").write_text(json.dumps([json.loads(structure.to_json()) for structure in structures]))
+    with zipfile.ZipFile(folder / "crystals.zip", "w") as archive:
+        for i, text in enumerate(cifs):
+            archive.writestr(f"mp-{i}.cif", text)
+    train_a_little(folder / "run")
+    (folder / "run" / "checkpoints" / "last.ckpt").replace(folder / "resume.ckpt")
     with torch.random.fork_rng():
         save_published(PublishedVAE(), folder / "published.ckpt")
     (folder / "complete").touch()
+
+
+class Few:
+    """A source of a few crystals."""
+
+    name = "few"
+
+    def load(self, split: str) -> CrystalDataset:
+        """Return the same crystals for every split."""
+        from crystalvae.data.dataset import CrystalDataset
+        from tests.samples import random_crystals
+
+        crystals = random_crystals((2, 3, 1, 4), seed=len(split))
+        return CrystalDataset(crystals, [str(i) for i in range(len(crystals))])
+
+
+def train_a_little(folder: Path, resumed_from: Path | None = None) -> None:
+    """Train a tiny VAE for an epoch, or for one more."""
+    import lightning as L
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+    from crystalvae.commands.run_folder import check_same_model
+    from crystalvae.commands.train import MODEL_KEYS, fit
+    from crystalvae.data.datamodule import CrystalDataModule
+    from crystalvae.vae_module.weight_averaging import AveragedWeights
+    from tests.samples import tiny_module
+
+    here = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
+    module = tiny_module(optimizer={"_target_": "torch.optim.AdamW", "lr": 1e-3, "fused": True})
+    if resumed_from is not None:
+        check_same_model(module, resumed_from, "vae", MODEL_KEYS)
+    trainer = L.Trainer(
+        max_epochs=1 if resumed_from is None else 2, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False, default_root_dir=folder,
+        callbacks=[
+            ModelCheckpoint(**here, filename="best", monitor="val/loss"), ModelCheckpoint(**here, filename="last"),
+            EarlyStopping("val/loss"), AveragedWeights(decay=0.9),
+        ],
+    )  # fmt: skip
+    fit(trainer, module, CrystalDataModule(source=Few(), batch_size=2), resumed_from=resumed_from)
 
 
 # ---- one case -------------------------------------------------------------------------------------------------------
@@ -89,10 +144,14 @@ def run_case(seed: int, number: int, originals: Path, folder: Path) -> str:
     rng = random.Random(f"{seed}-{number}")
     kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     path, untouched = damaged_file(kind, rng, originals, folder)
+    precious = folder / "precious" / "deep"
+    precious.mkdir(parents=True)
+    (precious / "file").write_text("mine")
+    os.chdir(folder)  # where a name that leads to a file is looked for
     from crystalvae.errors import CrystalVAEError
 
     try:
-        outcome = load_model(path) if path.suffix == ".ckpt" else load_crystals(path, untouched)
+        outcome = use(kind, path, untouched)
     except CrystalVAEError as error:
         message = str(error)
         if "\n" in message or not 20 < len(message) < 2000:
@@ -105,7 +164,25 @@ def run_case(seed: int, number: int, originals: Path, folder: Path) -> str:
                 raise AssertionError(f"asked for too much memory or time before it was refused: {link!r}") from error
             link = link.__cause__
         outcome = "refused"
+    finally:
+        os.chdir(originals)
+    assert (precious / "file").read_text() == "mine", "another's file was changed"
+    assert not (folder / "trace").exists(), "something ran"
     return f"{kind}: {outcome}"
+
+
+def use(kind: str, path: Path, untouched: set[str]) -> str:
+    """Read a file, and go on with what it holds as a user would."""
+    if kind.startswith("resume"):
+        train_a_little(path.parents[1], resumed_from=path)
+        return "loaded"
+    if kind.startswith("tune"):
+        from crystalvae.commands.train import start_from
+        from tests.samples import tiny_module
+
+        start_from(tiny_module(), path)
+        return "loaded"
+    return load_model(path) if path.suffix == ".ckpt" else load_crystals(path, untouched)
 
 
 def damaged_file(kind: str, rng: random.Random, originals: Path, folder: Path) -> tuple[Path, set[str]]:
@@ -117,10 +194,16 @@ def damaged_file(kind: str, rng: random.Random, originals: Path, folder: Path) -
     source = {
         "csv row": "table.csv", "csv table": "table.csv", "csv bytes": "table.csv", "csv.gz": "table.csv.gz",
         "parquet": "table.parquet", "feather": "table.feather", "extxyz": "frames.extxyz", "POSCAR": "POSCAR",
-        "db": "rows.db", "cache": "cache.safetensors", "cif": f"{rng.randrange(9)}.cif",
+        "db": "rows.db", "traj": "frames.traj", "json": "crystals.json", "zip": "crystals.zip",
+        "cache": "cache.safetensors", "cif": f"{rng.randrange(9)}.cif",
+        "tune value": "ours.ckpt",
     }.get(kind, f"{kind.partition(' ')[0]}.ckpt")  # fmt: skip
     content, path, untouched = (originals / source).read_bytes(), folder / source, set[str]()
-    if kind == "ours value":
+    if kind.startswith("resume"):
+        path = folder / "run" / "checkpoints" / "last.ckpt"
+        path.parent.mkdir(parents=True)
+        path.with_name("best.ckpt").write_bytes(content)
+    if kind.endswith(" value"):
         value = torch.load(originals / source, weights_only=True)
         for _ in range(rng.choice((1, 1, 3))):
             value = mutations.damage_value(value, rng)
@@ -130,8 +213,9 @@ def damaged_file(kind: str, rng: random.Random, originals: Path, folder: Path) -
         content, row = mutations.damage_row(content, rng)
         untouched = {f"mp-{i}" for i in range(9)} - {f"mp-{row}"}
     for _ in range(0 if kind == "csv row" else rng.choice((1, 1, 1, 2, 5))):
-        if kind.endswith((" zip", " table")):
-            damage = mutations.damage_archive if kind.endswith("zip") else mutations.damage_table
+        if kind in {"json", "zip"} or kind.endswith((" zip", " table")):
+            damage = {"json": mutations.damage_json, "zip": mutations.damage_zip}.get(kind, mutations.damage_table)
+            damage = mutations.damage_archive if kind.endswith(" zip") else damage
             try:
                 content = damage(content, rng)
             except Exception:  # noqa: BLE001  what was damaged before may be no archive and no table any more
@@ -203,18 +287,18 @@ def work(seed: int, numbers: range, originals: Path) -> None:
     )
     if used:
         resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    signal.signal(signal.SIGALRM, stop)
+    signal.signal(signal.SIGPROF, stop)
     for number in numbers:
         say({"start": number})
         with tempfile.TemporaryDirectory() as folder:
-            signal.alarm(SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of the processor, which others may use too
             try:
                 result = {"done": number, "outcome": run_case(seed, number, originals, Path(folder))}
             except BaseException as error:  # noqa: BLE001  finding these is what a fuzz is for
-                signal.alarm(0)
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 result = {"done": number, "failure": repr(error)[:500], "traceback": traceback.format_exc()[-6000:]}
             finally:
-                signal.alarm(0)
+                signal.setitimer(signal.ITIMER_PROF, 0)
         say(result)
 
 
@@ -261,7 +345,7 @@ def run(count: int, seed: int, *, report: Callable[[str], None], first: int = 0)
 def _lines(worker: subprocess.Popen[bytes]) -> Iterator[bytes]:
     assert worker.stdout is not None
     first = True
-    while select.select([worker.stdout], [], [], 120 if first else SECONDS + 20)[0]:
+    while select.select([worker.stdout], [], [], 300 if first else 10 * SECONDS)[0]:
         line = worker.stdout.readline()
         if not line:
             return

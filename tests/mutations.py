@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import pickletools
 import random
 import re
+import warnings
 import zipfile
 from typing import Any
 
@@ -33,6 +35,11 @@ VALUES = (
     [1, "a"], {}, {"a": {}}, {"_target_": "os.system"}, "os.system", "crystalvae.vae_module.vae.CrystalVAE",
     torch.zeros(3),
 )  # fmt: skip
+PATHS = (
+    "/etc/passwd", "..", "../../x", "local://tmp", "file:///tmp", "~", "x" * 5000, "a\0b", "C:\\x", "/dev/zero", "",
+    "precious", "./precious/../precious",
+)  # fmt: skip
+"""Names that lead to files and folders."""
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w.])")
 CRYSTAL_WORDS = re.compile(r"(?<=\n)[ \t]*[A-Z][a-z]?(?=\s)|_atom_\w+|_cell_\w+|_symmetry_\w+|loop_|data_")
 
@@ -221,6 +228,10 @@ def damage_value(content: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         if isinstance(value, dict) and value and rng.random() < 0.9:
             place[key] = place = dict(value)
             continue
+        if isinstance(value, list) and value and isinstance(value[0], dict) and rng.random() < 0.9:
+            place[key] = value = list(value)
+            value[0] = place = dict(value[0])
+            continue
         if isinstance(value, torch.Tensor) and rng.random() < 0.7:
             place[key] = _damage_tensor(value, rng)
         elif rng.random() < 0.15:
@@ -228,8 +239,81 @@ def damage_value(content: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         elif rng.random() < 0.15:
             place[rng.choice(("x", 7, None, f"{key}x"))] = place.pop(key)
         else:
-            place[key] = rng.choice(VALUES)
+            place[key] = knotted(rng) if rng.random() < 0.3 else rng.choice(VALUES)
         return copied
+
+
+def knotted(rng: random.Random) -> Any:
+    """Return a value that is within itself, shared without end, very deep or very long, or leads to a file."""
+    match rng.randrange(7):
+        case 0:
+            cyclic: dict[str, Any] = {"_target_": "crystalvae.vae_module.encoders.mlp.MLPEncoder", "d_model": 8}
+            cyclic["inner"] = cyclic
+            return cyclic
+        case 1:
+            endless: list[Any] = []
+            endless.append(endless)
+            return endless
+        case 2:
+            shared: Any = [1]
+            for _ in range(60):
+                shared = [shared, shared]
+            return shared
+        case 3:
+            deep: Any = {}
+            for _ in range(rng.choice((40, 200, 400))):
+                deep = {"a": deep}
+            return deep
+        case 4:
+            return rng.choice((10**5, 10**7, 10**9, 2**62, -(10**9)))
+        case 5:
+            return [0] * 10**5
+        case _:
+            return rng.choice(PATHS)
+
+
+def damage_json(content: bytes, rng: random.Random) -> bytes:
+    """Put a class to import, a huge array, something deep or of another type anywhere into a JSON text."""
+    value = json.loads(content)
+    place = value
+    while True:
+        key = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
+        if isinstance(place[key], (dict, list)) and place[key] and rng.random() < 0.85:
+            place = place[key]
+            continue
+        place[key] = rng.choice((
+            {"@module": "payload", "@class": "P"}, {"@module": "os", "@class": "system", "args": ["touch trace"]},
+            {"__ndarray__": [[10**12], "float64", []]}, {"__ase_objtype__": "atoms", "numbers": "x"}, None, True, -1,
+            10**400, 1e308, "x", [], {}, [[[]]], "1e5", {"@module": "fsspec.implementations.local", "@class": "x"},
+        ))  # fmt: skip
+        return json.dumps(value).encode()
+
+
+def damage_zip(content: bytes, rng: random.Random) -> bytes:
+    """Damage, rename, repeat or blow up the entries of a zip of crystals."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = [(info.filename, archive.read(info)) for info in archive.infolist()]
+    at = rng.randrange(len(entries))
+    name, data = entries[at]
+    match rng.randrange(6):
+        case 0:
+            entries[at] = (name, damage_bytes(data, rng))
+        case 1:
+            entries[at] = (rng.choice(("../../x.cif", "/etc/x.cif", "a\\b.cif", ".cif", "x" * 300 + ".cif")), data)
+        case 2:
+            entries.append((name, data))
+        case 3:
+            entries[at] = (name, data + b"\n# " + b" " * 10**7)
+        case 4:
+            entries[at] = (name, b"")
+        case _:
+            entries[at] = (f"{name}/", data)
+    file = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        warnings.simplefilter("ignore")  # of names that are there twice
+        for entry, text in entries:
+            archive.writestr(entry, text)
+    return file.getvalue() if rng.random() < 0.8 else damage_bytes(file.getvalue(), rng)
 
 
 def _damage_tensor(value: torch.Tensor, rng: random.Random) -> torch.Tensor:

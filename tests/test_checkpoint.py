@@ -352,12 +352,14 @@ class HomeMadeDecoder(nn.Module):
 
 
 def test_parts_from_elsewhere_load_where_they_are_trusted(tmp_path: Path) -> None:
-    module = VAEModule(
-        encoder=tiny_module().config["encoder"],
-        decoder={"_target_": f"{__name__}.HomeMadeDecoder", "d_model": 16},
-        latent_dim=4,
-        atom_type_predict=False,
-    ).eval()
+    parts = {
+        "encoder": tiny_module().config["encoder"],
+        "decoder": {"_target_": f"{__name__}.HomeMadeDecoder", "d_model": 16},
+    }
+    with pytest.raises(ConfigError, match=r"decoder: its _target_ .*HomeMadeDecoder.*trusted_targets"):
+        VAEModule(**parts, latent_dim=4, atom_type_predict=False)
+    with trusting([f"{__name__}."]):
+        module = VAEModule(**parts, latent_dim=4, atom_type_predict=False).eval()
     module.save_checkpoint(tmp_path / "ours.ckpt")
     with pytest.raises(CheckpointError, match=r"HomeMadeDecoder.*trusted_targets"):
         VAEModule.load_from_checkpoint(tmp_path / "ours.ckpt")
@@ -382,7 +384,8 @@ def test_commands_load_parts_from_elsewhere_where_they_are_trusted(tmp_path: Pat
     """The command in a process of its own, as `trusted_targets` is read where commands start."""
     tiny = {**tiny_module().config["encoder"]}
     decoder = {"_target_": "tests.test_checkpoint.HomeMadeDecoder", "d_model": 16}
-    module = VAEModule(encoder=tiny, decoder=decoder, latent_dim=4, atom_type_predict=False).eval()
+    with trusting(["tests.test_checkpoint."]):
+        module = VAEModule(encoder=tiny, decoder=decoder, latent_dim=4, atom_type_predict=False).eval()
     module.save_checkpoint(tmp_path / "ours.ckpt")
     done = subprocess.run(
         [sys.executable, str(REPOSITORY / "src" / "sample.py"), "ckpt_path=ours.ckpt", "composition=NaCl",

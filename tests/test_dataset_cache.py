@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from crystalvae.data import datamodule, dataset_file
 from crystalvae.data.batch import CrystalBatch
@@ -50,6 +52,63 @@ def test_a_data_set_is_built_once(tmp_path: Path) -> None:
     first = cached(path, some_crystals)
     assert_same_crystals(cached(path, never).crystals, first.crystals, atol=0.0)
     assert [entry.name for entry in tmp_path.iterdir()] == ["set.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["lattices", "frac_coords", "atom_types", "num_atoms", "id_text", "properties/energy"])
+def test_one_bit_anywhere_is_found_and_mended(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Numbers that are still numbers: only the checksum tells."""
+    path = tmp_path / "set.safetensors"
+    first = cached(path, some_crystals)
+    content = bytearray(path.read_bytes())
+    size = int.from_bytes(content[:8], "little")
+    start = json.loads(content[8 : 8 + size])[name]["data_offsets"][0]
+    content[8 + size + start] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match="checksum"):
+        load_dataset(path)
+    again = cached(path, some_crystals)
+    assert "checksum" in caplog.text
+    assert "building it again" in caplog.text
+    assert_same_crystals(again.crystals, first.crystals, atol=0.0)
+    assert_same_crystals(cached(path, never).crystals, first.crystals, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("lattices", torch.nan, "not finite"), ("frac_coords", torch.inf, "not finite"),
+        ("atom_types", 200, "beyond 118"),
+        ("num_atoms", 0, "damaged"), ("id_ends", 99, "ids"),
+    ],
+)  # fmt: skip
+def test_a_file_without_a_checksum_is_looked_at(tmp_path: Path, name: str, value: float, reason: str) -> None:
+    path = tmp_path / "set.safetensors"
+    save_dataset(some_crystals(), path)
+    tensors = load_file(path)
+    save_file(tensors, path)
+    assert len(load_dataset(path)) == 4
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, path)
+    with pytest.raises(DataError, match=reason):
+        load_dataset(path)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: full"), None])
+def test_a_cache_that_cannot_be_written_is_done_without(
+    tmp_path: Path, error: Exception | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "folder" / "set.safetensors"
+    if error is None:
+        path.parent.touch()  # a file where the folder should be
+    else:
+
+        def fail(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(dataset_file, "save_file", fail)
+    assert_same_crystals(cached(path, some_crystals).crystals, some_crystals().crystals, atol=0.0)
+    assert "could not keep the dataset cache" in caplog.text
+    assert not path.exists()
 
 
 def flipped(content: bytes) -> bytes:

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
+from crystalvae.build import trusting
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.loader import CrystalLoader
 from crystalvae.data.training_batch import TrainingBatch
@@ -555,7 +556,10 @@ def test_the_schedule_goes_on_after_resuming(unit: str, tmp_path: Path) -> None:
 
 def test_a_schedule_of_ones_own_is_kept_by_name(tmp_path: Path, crystals: CrystalBatch) -> None:
     own = {"_target_": f"{__name__}.inverse_step", "_partial_": True, "scale": 3.0}
-    module = fresh({"schedule": own})
+    with pytest.raises(ConfigError, match=r"inverse_step.*trusted_targets"):
+        fresh({"schedule": own})
+    with trusting([f"{__name__}."]):
+        module = fresh({"schedule": own})
     assert module.objective.kl_weight(2) == pytest.approx(0.01 * 3.0 / 3)
     path = tmp_path / "own.ckpt"
     module.save_checkpoint(path)

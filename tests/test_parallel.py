@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -237,3 +238,33 @@ def test_time_limits_hold_in_any_thread(thread: bool):
     assert isinstance(outcomes[0], float)
     assert outcomes[0] < 10
     assert outcomes[1:] == ["in time", "no limit"]
+
+
+def test_junk_in_the_cache_is_computed_again(tmp_path: Path):
+    """Texts of other results, other types and no JSON: none comes back for a key that it was not kept for."""
+    cache = ResultCache(tmp_path)
+    cache.put({b"a": "[1]", b"b": "[2]", b"c": "[3]", b"d": "[4]"})
+    with closing(sqlite3.connect(cache.path)) as connection, connection:
+        connection.execute(
+            "UPDATE results SET value = (SELECT value FROM results WHERE key = ?) WHERE key = ?", (b"b", b"a")
+        )
+        connection.execute("UPDATE results SET value = 7 WHERE key = ?", (b"b",))
+        connection.execute("UPDATE results SET value = '[3]' WHERE key = ?", (b"c",))
+    assert cache.get([b"a", b"b", b"c", b"d"]) == {b"d": "[4]"}
+    cache.put({b"a": "[5]"})
+    assert cache.get([b"a", b"d"]) == {b"a": "[5]", b"d": "[4]"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_cache_that_may_not_be_looked_into_is_done_without(tmp_path: Path):
+    (tmp_path / "closed").mkdir(mode=0)
+    cache = ResultCache(tmp_path / "closed" / "deeper")
+    assert cache.get([b"a"]) == {}
+    cache.put({b"a": "1"})
+
+
+def test_a_cache_whose_folder_is_a_file_is_done_without(tmp_path: Path):
+    (tmp_path / "file").touch()
+    cache = ResultCache(tmp_path / "file")
+    cache.put({b"a": "1"})
+    assert cache.get([b"a"]) == {}

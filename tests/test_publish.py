@@ -139,3 +139,42 @@ def test_damaged_eight_bit_matrices_are_refused(tmp_path, entry: object):
     checkpoints.write({**content, checkpoints.PACKED: {"vae.quant_conv.weight": entry}}, tmp_path / "bad.ckpt")
     with pytest.raises(CheckpointError, match=r"vae\.quant_conv\.weight"):
         VAEModule.load_from_checkpoint(tmp_path / "bad.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "something else"),
+        ('{"a": 7}', "something else"),
+        ('{"a": "xyz"}', "something else"),
+    ],
+)
+def test_a_damaged_list_of_models_is_not_written_over(tmp_path: Path, text: str, reason: str) -> None:
+    tiny_module().save_checkpoint(tmp_path / "model.ckpt")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sha256.json").write_text(text)
+    with pytest.raises(OutputError, match=reason):
+        publish(options(tmp_path / "model.ckpt", "tiny", tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["sha256.json"]
+    assert (tmp_path / "out" / "sha256.json").read_text() == text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda c: c["state_dict"].pop(next(iter(c["state_dict"]))),
+        lambda c: next(iter(c["state_dict"].values())).fill_(float("nan")),
+        lambda c: c["crystalvae"].update(config={"_target_": "os.system"}),
+        lambda c: c["crystalvae"].update(statistics={"num_atoms": {0: 1}}),
+        lambda c: c["crystalvae"].update(kind="x"),
+    ],
+)
+def test_nothing_is_published_that_does_not_load(tmp_path: Path, damage) -> None:
+    tiny_module().save_checkpoint(tmp_path / "model.ckpt")
+    content = torch.load(tmp_path / "model.ckpt", weights_only=True)
+    damage(content)
+    torch.save(content, tmp_path / "model.ckpt")
+    with pytest.raises(CheckpointError):
+        publish(options(tmp_path / "model.ckpt", "tiny", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -74,7 +74,7 @@ def test_without_relax_there_is_none(config):
         ("relax=maybe", "relax: got 'maybe'; expected true or false"),
         ("relaxation.fmax=-1", "relaxation.fmax=-1"),
         ("n_jobs=0", "n_jobs"),
-        ("potential.calculator._target_=nowhere.Potential", "needs the package nowhere"),
+        ("potential.calculator._target_=nowhere.Potential", "'nowhere.Potential' is none of the parts"),
     ],
 )
 def test_what_cannot_be_is_an_error_before_anything_is_sampled(config, override: str, message: str):

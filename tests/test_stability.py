@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from crystalvae.build import trusting
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError, DataError
 from crystalvae.evaluation.parallel.attempt import is_repeatable
@@ -417,7 +418,11 @@ def test_wrong_settings_are_refused(without_type_checks):
     broken = Potential.from_config(
         {"name": "x", "calculator": {"_target_": "crystalvae.evaluation.stability.potentials.chgnet", "a": 1}}
     )
-    absent = Potential.from_config({"name": "x", "calculator": {"_target_": "ase.calculators.nothing.Here"}})
+    elsewhere = {"name": "x", "calculator": {"_target_": "ase.calculators.nothing.Here"}}
+    with pytest.raises(ConfigError, match="none of the parts"):
+        Potential.from_config(elsewhere)
+    with trusting(["nowhere."]):
+        absent = Potential.from_config({"name": "x", "calculator": {"_target_": "nowhere.Here"}})
     for potential in (broken, absent):
         with pytest.raises(ConfigError, match=r"potential\.calculator"):
             potential.calculator()

@@ -170,13 +170,20 @@ def convert(path: Path) -> Published:
         _refuse(path, "the weights have no quant_conv and post_quant_conv")
     try:
         config = _config(path, weights, settings)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, RuntimeError) as error:
         _refuse(path, f"{type(error).__name__}: {error}")
     return Published(
-        weights={f"vae.{name}": value.clone() for name, value in weights.items()},
+        weights=_vae_weights(path, weights),
         config=config,
         statistics={"dataset": f"unknown (converted from {path.name})"},
     )
+
+
+def _vae_weights(path: Path, weights: Mapping[Any, Any]) -> dict[str, Tensor]:
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            _refuse(path, f"{str(name)[:80]} is a {type(value).__name__}, expected named tensors")
+    return {f"vae.{name}": value.clone() for name, value in weights.items()}
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:

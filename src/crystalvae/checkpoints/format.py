@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crystalvae.checkpoints import chemeleon2
+from crystalvae.checkpoints import chemeleon2, limits
 from crystalvae.checkpoints.trusted import check_targets, names_foreign_parts
 from crystalvae.checkpoints.upgrades import FORMAT_VERSION, KEY, upgraded
 from crystalvae.errors import CheckpointError, ConfigError
@@ -72,15 +72,22 @@ def read(path: Path, *, plain_data_only: bool) -> dict[str, Any]:
             )
             raise CheckpointError(message) from error
         found = chemeleon2.convert(path)
+        limits.check_content(path, [found.weights, found.config])
         return {"state_dict": found.weights, KEY: metadata("vae", found.config, found.statistics)}
     except Exception as error:
         raise CheckpointError(f"{path}: damaged checkpoint ({' '.join(str(error).split())[:200]})") from error
+    limits.check_content(path, content)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict) or KEY not in content:
         keys = ", ".join(map(str, content))[:200] if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path}: not a crystalvae checkpoint; expected {KEY!r} and 'state_dict', found {keys}")
     packed = content.pop(PACKED, {})
     if not isinstance(packed, dict):
         raise CheckpointError(f"{path}: damaged checkpoint: {PACKED!r} is a {type(packed).__name__}")
+    for name, value in content["state_dict"].items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path}: damaged checkpoint: weights {str(name)[:80]!r} are a {type(value).__name__}"
+            )
     content["state_dict"] |= {name: unpack_rows(name, entry) for name, entry in packed.items()}
     return upgraded(content)
 
@@ -140,11 +147,14 @@ def check_metadata(content: dict[str, Any], kind: str) -> dict[str, Any]:
     if not isinstance(meta.get("kind"), str) or meta["kind"] not in kind.split("|"):
         expected = " or ".join(map(repr, kind.split("|")))
         raise CheckpointError(f"the checkpoint holds a {meta.get('kind')!r} model; expected {expected}")
-    if not isinstance(meta.get("statistics"), dict):
-        raise CheckpointError(f"damaged checkpoint: {KEY!r} holds no statistics")
     check_targets(meta["config"])
     _check_plain("config", meta["config"])
-    return meta
+    limits.check_sizes(meta["config"], tensors=_count_tensors(content.get("state_dict")))
+    return {**meta, "statistics": limits.checked_statistics(meta.get("statistics"))}
+
+
+def _count_tensors(weights: Any) -> int:
+    return len(weights) if isinstance(weights, Mapping) else 0
 
 
 def _check_plain(name: str, value: Any) -> None:
@@ -157,6 +167,9 @@ def _check_plain(name: str, value: Any) -> None:
 def _not_plain(name: str, value: Any) -> tuple[str, Any] | None:
     """Return where something other than plain data stands, and what it is."""
     if isinstance(value, Mapping):
+        strange = next((key for key in value if not isinstance(key, str)), None)
+        if strange is not None:
+            return f"{name}: the key {strange!r:.80}", strange
         entries = [(f"{name}.{key}" if name else str(key), entry) for key, entry in value.items()]
     elif isinstance(value, (list, tuple)):
         entries = [(f"{name}[{position}]", entry) for position, entry in enumerate(value)]
@@ -190,10 +203,19 @@ def rebuild(kind: type[ModuleType], config: Mapping[str, Any], weights: Mapping[
             f"damaged checkpoint: its config does not describe a {kind.__name__} ({reason})"
         ) from error
     load_weights(module, weights)
-    broken = [name for name, value in module.state_dict().items() if not bool(torch.isfinite(value).all())]
-    if broken:
-        raise CheckpointError(f"damaged checkpoint: weights that are NaN or infinite in {', '.join(broken[:3])}")
+    check_finite_weights(module.state_dict())
     return module
+
+
+def check_finite_weights(weights: Mapping[str, Any], kind: str = "weights") -> None:
+    """Raise `CheckpointError` naming the first few tensors that hold NaN or infinite numbers."""
+    broken = [str(name) for name, value in weights.items() if not _is_finite(value)]
+    if broken:
+        raise CheckpointError(f"damaged checkpoint: {kind} that are NaN or infinite in {', '.join(broken[:3])}")
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, Tensor) or bool(torch.isfinite(value).all())
 
 
 def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], *, assign: bool = False) -> None:
@@ -215,6 +237,7 @@ def load_shared_weights(module: nn.Module, state_dict: Mapping[str, Tensor]) -> 
     `CheckpointError` where nothing is shared, or a shared name has another shape.
     """
     own = module.state_dict()
+    check_finite_weights(state_dict)
     shared = {name: value for name, value in state_dict.items() if name in own}
     if not shared:
         raise CheckpointError("the checkpoint has no weights in common with this model")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from omegaconf import DictConfig
@@ -14,7 +15,9 @@ from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints import format as checkpoints
 from crystalvae.checks import check_choice, check_path
 from crystalvae.errors import CheckpointError, ConfigError, OutputError
-from crystalvae.files import file_hash
+from crystalvae.files import file_hash, write_text
+from crystalvae.predictor_module.predictor import LatentPredictor
+from crystalvae.vae_module.vae_module import VAEModule
 
 PriorStorage = Literal["half", "int8"]
 SMALL = 1024
@@ -32,23 +35,53 @@ def publish(config: DictConfig) -> str:
     if path.exists() and not config.overwrite:
         raise OutputError(f"{path}: there is such a model already; give another name or output_dir, or overwrite=true")
     check_choice("prior_storage", config.prior_storage, get_args(PriorStorage))
-    content = checkpoints.read(source, plain_data_only=True)
+    hashes = _known_hashes(folder / bundled.MANIFEST)
+    content = checkpoints.read(bundled.find(source), plain_data_only=True)
+    meta = checkpoints.check_metadata(content, "vae|prior|predictor")
     weights: dict[str, Tensor] = content["state_dict"]
+    _check_model(meta, weights)
     packed = {}
     if config.prior_storage == "int8":
         matrices = {key: value for key, value in weights.items() if ".prior." in key and _is_large_matrix(value)}
         packed = {key: checkpoints.pack_rows(value.float()) for key, value in matrices.items()}
     published = {
         "state_dict": {key: _halved(key, value) for key, value in weights.items() if key not in packed},
-        checkpoints.KEY: content[checkpoints.KEY],
+        checkpoints.KEY: meta,
     }
     checkpoints.write({**published, checkpoints.PACKED: packed} if packed else published, path)
     digest = file_hash(path)
-    manifest = folder / bundled.MANIFEST
-    hashes = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
     text = json.dumps(dict(sorted({**hashes, name: digest}.items())), indent=1)
-    manifest.write_text(text + "\n", encoding="utf-8")
+    write_text(folder / bundled.MANIFEST, text + "\n")
     return f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {digest}"
+
+
+def _check_model(meta: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Raise `CheckpointError` unless what is published loads as the model that it says it is."""
+    if meta["kind"] == "predictor":
+        checkpoints.rebuild(LatentPredictor, meta["config"], weights)
+        return
+    config, own = meta["config"], weights
+    if meta["kind"] == "prior":
+        config, own = checkpoints.vae_within("prior", config, weights)
+    checkpoints.rebuild(VAEModule, config, own)
+
+
+def _known_hashes(manifest: Path) -> dict[str, str]:
+    """Return the hashes of the models that are published beside this one; `OutputError` for a list that is none."""
+    if not manifest.is_file():
+        return {}
+    try:
+        hashes = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutputError(
+            f"{manifest}: cannot be read ({' '.join(str(error).split())[:200]}); mend or remove it"
+        ) from error
+    right = isinstance(hashes, dict) and all(
+        isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) for value in hashes.values()
+    )
+    if not right:
+        raise OutputError(f"{manifest}: holds something else than names with a sha256 each; mend or remove it")
+    return hashes
 
 
 def _is_large_matrix(value: Tensor) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shlex
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from crystalvae.checkpoints import format as checkpoints
+from crystalvae.checkpoints.resuming import state_of_training
 from crystalvae.errors import CheckpointError, ConfigError, OutputError
+from crystalvae.files import write_text
 from crystalvae.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK
 from crystalvae.vae_module.frozen import OverFrozenVAE
+
+log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run folder."""
@@ -94,15 +100,19 @@ class RunFolder:
     def end(self, trainer: L.Trainer, *, status: str, seconds: float) -> None:
         """Say in the folder how the run ended."""
         path = self.path / DESCRIPTION
-        description = json.loads(path.read_text(encoding="utf-8"))
-        description |= {
-            "status": status,
-            "seconds": round(seconds, 1),
-            "epochs": trainer.current_epoch,
-            "steps": trainer.global_step,
-            "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
-        }
-        write_text(path, json.dumps(description, indent=2))
+        try:
+            description = json.loads(path.read_text(encoding="utf-8"))
+            description |= {
+                "status": status,
+                "seconds": round(seconds, 1),
+                "epochs": trainer.current_epoch,
+                "steps": trainer.global_step,
+                "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+            }
+            write_text(path, json.dumps(description, indent=2))
+        except (OSError, ValueError) as error:
+            log.warning("%s: how the run ended could not be written (%s)", path, error)
+            _say_status_in_place(path, status)
 
 
 def check_same_model(module: L.LightningModule, path: Path, kind: str, model_keys: tuple[str, ...]) -> None:
@@ -110,9 +120,7 @@ def check_same_model(module: L.LightningModule, path: Path, kind: str, model_key
 
     `CheckpointError` where it holds no state of training, `ConfigError` where the model is another.
     """
-    content = checkpoints.read(path, plain_data_only=True)
-    if "optimizer_states" not in content:
-        raise CheckpointError(f"{path}: holds a model without its optimiser; fine-tune from it with ckpt_path=")
+    content = state_of_training(path, checkpoints.read(path, plain_data_only=True))
     saved = checkpoints.check_metadata(content, kind)["config"]
     current: dict[str, Any] = getattr(module, "config", {})
     for key in model_keys:
@@ -136,11 +144,16 @@ def essence(config: Any) -> Any:
     return {key: value for key, value in entries.items() if value is not None}
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+def _say_status_in_place(path: Path, status: str) -> None:
+    """Change the status of a description on a disk that is full: in the bytes that are there, which needs no others."""
+    running = b'"status": "running"'
+    with suppress(OSError):
+        content = path.read_bytes()
+        said = f'"status": "{status}"'.encode()[: len(running)]
+        if content.count(running) == 1 and said.endswith(b'"'):
+            with path.open("r+b") as file:
+                file.seek(content.index(running))
+                file.write(said.ljust(len(running)))
 
 
 def _checkpoint(resume_from: str) -> Path:

@@ -22,8 +22,9 @@ from crystalvae.checkpoints import format as checkpoints
 from crystalvae.commands.checked_config import with_values
 from crystalvae.commands.cli import is_main_process
 from crystalvae.commands.precision import choose_precision
+from crystalvae.commands.run_checkpoints import CheckedResume, RunCheckpoints
 from crystalvae.commands.run_folder import RunFolder, check_same_model
-from crystalvae.errors import ConfigError
+from crystalvae.errors import CheckpointError, ConfigError, CrystalVAEError, OutputError, TrainingError
 from crystalvae.vae_module.layers.transformer import TransformerLayer
 from crystalvae.vae_module.vae_module import VAEModule
 
@@ -33,7 +34,10 @@ STOPPED = 130
 """Exit status after Ctrl-C: 128 and the signal's number."""
 TERMINATED = 143
 """Exit status after SIGTERM, likewise."""
-_MODEL_KEYS = ("encoder", "decoder", "bottleneck", "latent_dim", "atom_type_predict", "condition", "optimizer")
+_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError)
+"""What Lightning and PyTorch raise on a state of training that is none."""
+MODEL_KEYS = ("encoder", "decoder", "bottleneck", "latent_dim", "atom_type_predict", "condition", "optimizer")
+"""What a resumed VAE has to have in common with its checkpoint."""
 
 
 def train(config: DictConfig) -> str:
@@ -42,11 +46,11 @@ def train(config: DictConfig) -> str:
     def start() -> VAEModule:
         module: VAEModule = build("vae_module", config.vae_module)
         if config.ckpt_path is not None:
-            _start_from(module, Path(config.ckpt_path))
+            start_from(module, Path(config.ckpt_path))
         return module
 
     check_exclusive(config)
-    return run_training(config, start, kind="vae", model_keys=_MODEL_KEYS)
+    return run_training(config, start, kind="vae", model_keys=MODEL_KEYS)
 
 
 def check_exclusive(config: DictConfig) -> None:
@@ -85,15 +89,9 @@ def run_training(
     started = time.time()
     if is_main_process():  # elsewhere the run folder's name may hold another second
         folder.start(config)
-    callbacks = _build_all("callbacks", config.callbacks)
-    loggers = _build_all("logger", config.logger)
-    trainer: L.Trainer = build(
-        "trainer", config.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(folder.path)
-    )
+    trainer = _build_trainer(config, folder)
     try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=folder.resumed_from, weights_only=True)
-    except MisconfigurationException as error:
-        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+        fit(trainer, module, datamodule, resumed_from=folder.resumed_from)
     except SystemExit as error:  # Lightning's answer to SIGTERM and Ctrl-C, with statuses 0 and 1
         raise SystemExit(TERMINATED if isinstance(error, SIGTERMException) else STOPPED) from error
     finally:
@@ -103,6 +101,52 @@ def run_training(
             if status == "interrupted":
                 log.warning("%s", _farewell(folder, trainer, status, kind))
     return _farewell(folder, trainer, status, kind)
+
+
+def _build_trainer(config: DictConfig, folder: RunFolder) -> L.Trainer:
+    callbacks = _build_all("callbacks", config.callbacks)
+    loggers = _build_all("logger", config.logger)
+    return build("trainer", config.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(folder.path))
+
+
+def fit(
+    trainer: L.Trainer, module: L.LightningModule, datamodule: L.LightningDataModule, *, resumed_from: Path | None
+) -> None:
+    """Train, with checkpoints as `RunCheckpoints` reads and writes them.
+
+    Failures that are no mistake of ours end as one of our errors: `CheckpointError` for a damaged state of training,
+    `TrainingError` for training that diverged, `OutputError` for a full disk.
+    """
+    files = RunCheckpoints(trainer.callbacks)  # type: ignore[attr-defined]
+    trainer.strategy.checkpoint_io = files
+    resume = CheckedResume(files)
+    trainer.callbacks.append(resume)  # type: ignore[attr-defined]
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resumed_from, weights_only=True)
+        _check_not_diverged(trainer)
+    except MisconfigurationException as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    except CrystalVAEError:
+        raise
+    except OSError as error:  # a logger's file on a full disk, for example
+        where = error.filename or trainer.default_root_dir
+        raise OutputError(f"{where}: cannot be written to ({error.strerror or error})") from error
+    except _DAMAGED as error:
+        if resumed_from is None or resume.began:
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise CheckpointError(f"resume_from={resumed_from}: its state of training is damaged ({reason})") from error
+
+
+def _check_not_diverged(trainer: L.Trainer) -> None:
+    """Raise `TrainingError` where training ended because what it watches is NaN or infinite."""
+    for stopper in trainer.early_stopping_callbacks:
+        value = trainer.callback_metrics.get(str(stopper.monitor))
+        if stopper.check_finite and value is not None and not bool(torch.isfinite(value).all()):
+            raise TrainingError(
+                f"training diverged: {stopper.monitor} is {float(value)} after epoch {trainer.current_epoch}. The best "
+                "checkpoint is of before; lower the learning rate, or look at the data"
+            )
 
 
 def compile_layers(module: L.LightningModule, *, backend: str = "inductor") -> None:
@@ -119,7 +163,8 @@ def _status(error: BaseException | None) -> str:
     return "finished" if error is None else "interrupted" if isinstance(error, SystemExit) else "failed"
 
 
-def _start_from(module: VAEModule, path: Path) -> None:
+def start_from(module: VAEModule, path: Path) -> None:
+    """Take over the weights that a VAE's checkpoint has in common with this one, for fine-tuning."""
     content = checkpoints.read(bundled.find(path), plain_data_only=False)
     checkpoints.check_metadata(content, "vae")
     new, unused = checkpoints.load_shared_weights(module, content["state_dict"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import overload
@@ -24,12 +25,19 @@ from crystalvae.files import partial_file, remove_stale_partials, whole_file
 log = logging.getLogger(__name__)
 
 
+CHECKSUM = "blake2b"
+"""Where in the header of a file the checksum of its tensors stands."""
+_BLOCK = 2**24
+
+
 class StoredIds(Sequence[str]):
     """Ids as one text in UTF-8 and the place where each ends, decoded one by one: no Python object an id."""
 
     def __init__(self, text: UInt8[Tensor, "T"], ends: Int[Tensor, "B"]) -> None:
         if len(ends) and int(ends[-1]) != len(text):
             raise ValueError(f"ids end at {int(ends[-1])}, but their text has {len(text)} bytes")
+        if len(ends) and (int(ends[0]) < 0 or bool((ends[1:] < ends[:-1]).any())):
+            raise ValueError("ids that end before they begin")
         self.text, self.ends = text, ends
 
     def __len__(self) -> int:
@@ -61,8 +69,7 @@ class StoredIds(Sequence[str]):
 
 def save_dataset(dataset: CrystalDataset, path: Path) -> None:
     """Write a dataset under a temporary name and rename it, so that a reader sees all of it or nothing."""
-    with whole_file(path) as partial:
-        save_file(_tensors(dataset) | {"skipped": _to_bytes(dataset.skipped)}, partial)
+    _save(_tensors(dataset) | {"skipped": _to_bytes(dataset.skipped)}, path)
 
 
 def write_parts(parts: Iterable[CrystalDataset], path: Path) -> int:
@@ -89,16 +96,19 @@ def write_parts(parts: Iterable[CrystalDataset], path: Path) -> int:
         if not columns:
             raise ValueError("write_parts: expected at least one part, got none")
         whole = {name: column.mapped() for name, column in columns.items()}
-        with whole_file(path) as partial:
-            save_file(whole | {"skipped": _to_bytes(skipped)}, partial)
+        _save(whole | {"skipped": _to_bytes(skipped)}, path)
         return columns["num_atoms"].rows
 
 
 def load_dataset(path: Path) -> CrystalDataset:
-    """Read a dataset, memory-mapped: nothing is read until it is used; `DataError` where the file is damaged."""
+    """Read a dataset, memory-mapped; `DataError` where the file is damaged, which its checksum tells.
+
+    The checksum is read through once; after that nothing is read until it is used.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            _check_sum(tensors, (file.metadata() or {}).get(CHECKSUM))
         crystals = CrystalBatch(
             atom_types=tensors["atom_types"].long(),
             frac_coords=tensors["frac_coords"],
@@ -106,6 +116,7 @@ def load_dataset(path: Path) -> CrystalDataset:
             num_atoms=tensors["num_atoms"].long(),
             properties={k.removeprefix("properties/"): v for k, v in tensors.items() if k.startswith("properties/")},
         )
+        _check_numbers(crystals)
         skipped = [SkippedRow(*entry) for entry in _from_bytes(tensors["skipped"])]
         if "ids" in tensors:  # written by version 0.1 before ids were mapped too
             return CrystalDataset(crystals, _from_bytes(tensors["ids"]), skipped)
@@ -118,18 +129,58 @@ def load_dataset(path: Path) -> CrystalDataset:
 
 def cached(path: Path, build: Callable[[], CrystalDataset]) -> CrystalDataset:
     """Return the dataset at `path`, building and writing it first where it is missing or damaged."""
-    if path.is_file():
+    if _is_there(path):
         try:
             return load_dataset(path)
         except DataError as error:
             log.warning("%s; building it again", error)
-    remove_stale_partials(path)
     dataset = build()
     try:
+        remove_stale_partials(path)
         save_dataset(dataset, path)
     except OSError as error:
         log.warning("could not keep the dataset cache at %s (%s); it will be built again next time", path, error)
     return dataset
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder that may not be looked into
+        return False
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata={CHECKSUM: _sum(tensors)})
+    except SafetensorError as error:  # which is how it tells of a full disk
+        raise OSError(str(error)) from error
+
+
+def _sum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=20)
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        flat = value.contiguous().reshape(-1).view(torch.uint8).numpy()
+        for start in range(0, len(flat), _BLOCK):
+            digest.update(flat[start : start + _BLOCK].data)
+    return digest.hexdigest()
+
+
+def _check_sum(tensors: Mapping[str, Tensor], expected: str | None) -> None:
+    if expected is not None and _sum(tensors) != expected:
+        raise ValueError("its checksum is another than that of its content")
+
+
+def _check_numbers(crystals: CrystalBatch) -> None:
+    """Raise `ValueError` for what no reader of ours lets into a dataset, as files without a checksum may hold it."""
+    if not bool(torch.isfinite(crystals.lattices).all() and torch.isfinite(crystals.frac_coords).all()):
+        raise ValueError("cells or coordinates that are not finite")
+    if len(crystals) and not bool((crystals.num_atoms >= 1).all()):
+        raise ValueError("crystals without atoms")
+    if len(crystals.atom_types) and not 0 <= int(crystals.atom_types.min()) <= int(crystals.atom_types.max()) <= 118:
+        raise ValueError("elements beyond 118")
 
 
 class _Column:

@@ -18,7 +18,8 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
-FILE_NAME = "evaluation-v1.sqlite"
+FILE_NAME = "evaluation-v2.sqlite"
+_SEAL = 16
 _AT_ONCE = 500
 _SCHEMA = "CREATE TABLE IF NOT EXISTS results (key BLOB PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 
@@ -41,26 +42,32 @@ class ResultCache:
         """Return the texts that are known, by key."""
         wanted = list(dict.fromkeys(keys))
         found: dict[bytes, str] = {}
-        if not (self._usable and wanted and self.path.is_file()):
+        if not (self._usable and wanted):
             return found
         try:
+            if not self.path.is_file():
+                return found
             with closing(self._connect()) as connection:
                 for start in range(0, len(wanted), _AT_ONCE):
                     part = wanted[start : start + _AT_ONCE]
                     marks = ",".join("?" * len(part))
                     query = f"SELECT key, value FROM results WHERE key IN ({marks})"  # noqa: S608  only question marks
-                    found.update((bytes(key), str(value)) for key, value in connection.execute(query, part))
-        except sqlite3.Error as error:
+                    for key, value in connection.execute(query, part):
+                        text = _opened(bytes(key), value)
+                        if text is not None:
+                            found[bytes(key)] = text
+        except (sqlite3.Error, OSError) as error:
             self._give_up(error)
         return found
 
     def put(self, results: Mapping[bytes, str]) -> None:
-        """Keep texts by key; what is known already stays as it is."""
+        """Keep texts by key; what is asked for and known is not computed again, so these are new or replace junk."""
         if not (self._usable and results):
             return
+        sealed = [(key, _sealed(key, text)) for key, text in results.items()]
         try:
             with closing(self._connect()) as connection, connection:
-                connection.executemany("INSERT OR IGNORE INTO results VALUES (?, ?)", list(results.items()))
+                connection.executemany("INSERT OR REPLACE INTO results VALUES (?, ?)", sealed)
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)
 
@@ -88,6 +95,17 @@ class ResultCache:
                 return
         self._usable = False
         log.warning("results are not kept: %s cannot be used (%s)", self.path, error)
+
+
+def _sealed(key: bytes, text: str) -> str:
+    """Return a text behind its checksum."""
+    return hashlib.blake2b(key + text.encode(), digest_size=_SEAL // 2).hexdigest() + text
+
+
+def _opened(key: bytes, value: object) -> str | None:
+    """Return the text that was kept for a key, None where it is another's or junk, which is then computed again."""
+    text = value[_SEAL:] if isinstance(value, str) else ""
+    return text if value == _sealed(key, text) else None
 
 
 def content_hash(*parts: object) -> bytes:

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crystalvae.build import check_config
 from crystalvae.errors import ConfigError, CrystalVAEError
 from crystalvae.files import file_hash, package_version
 
@@ -53,6 +54,7 @@ class Potential:
             text = json.dumps(dict(calculator), sort_keys=True)
         except TypeError as error:
             raise ConfigError(f"potential.calculator: {error}; expected plain values") from error
+        check_config("potential.calculator", json.loads(text))
         return cls(name=str(config["name"]), config=text)
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from crystalvae.checks import check_choice, check_count
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.errors import ConfigError
 from crystalvae.vae_module.layers.precision import full_precision
 
 CoordFeatures = Literal["fourier", "linear"]
@@ -60,7 +61,14 @@ class CrystalEmbedding(nn.Module):
         """Return the embeddings of each atom's element and its crystal's lattice, the same for every origin."""
         with full_precision(crystals.frac_coords):
             lattices = self.lattices_embedder(self._lattice_features(crystals))[crystals.batch]
-            return self.atom_type_embedder(crystals.atom_types) + lattices
+            try:
+                return self.atom_type_embedder(crystals.atom_types) + lattices
+            except IndexError as error:
+                found = f"{int(crystals.atom_types.min())} to {int(crystals.atom_types.max())}"
+                raise ConfigError(
+                    f"atom_types: got elements {found}; this model knows those of atomic numbers up to "
+                    f"{self.max_num_elements - 1}"
+                ) from error
 
     def embed_coords(self, crystals: CrystalBatch) -> Float[Tensor, "N D"]:
         """Return the embedding of each atom's fractional coordinates."""

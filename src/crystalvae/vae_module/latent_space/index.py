@@ -138,5 +138,5 @@ def _write(path: Path, embeddings: Tensor) -> None:
         remove_stale_partials(path)
         with whole_file(path) as partial:
             save_file({"embeddings": embeddings.contiguous()}, partial)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         log.warning("could not keep the embeddings at %s (%s); they will be made again next time", path, error)
