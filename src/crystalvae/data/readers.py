@@ -5,18 +5,19 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import zipfile
+import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from numbers import Real
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from crystalvae.data.cif import CrystalError, RawCrystal, check_lattice, parse_cif
+from crystalvae.data.cif import CrystalError, RawCrystal, check_lattice
+from crystalvae.data.cif_files import folder_rows, zip_rows
 from crystalvae.data.dataset import CrystalDataset, Row, assemble
 from crystalvae.data.dataset_file import load_dataset
 from crystalvae.data.tables import TABLE_SUFFIXES, table_rows
@@ -57,8 +58,7 @@ def read_crystals(
     Raises `DataError` where there is nothing to read: no such file, an empty folder, a file of no known kind.
     """
     path = Path(path).expanduser()
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder; expected CIFs, a table with a cif column, JSON, extxyz or db")
+    check_readable(path)
     if path.suffix == ".safetensors" and not (niggli or unique_ids or max_atoms is not None):
         return replace(load_dataset(path), skipped=())  # what was skipped on the way into it is not in this file
     return assemble(
@@ -72,15 +72,32 @@ def read_crystals(
     )
 
 
+def check_readable(path: Path) -> None:
+    """Raise `DataError` unless there is a file or folder of that name: what else there may be is not opened.
+
+    A named pipe would make its reader wait for somebody who writes.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such file or folder; expected CIFs, a table with a cif column, JSON, extxyz or db"
+        ) from None
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a folder that may not be entered
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise DataError(f"{path}: neither a file nor a folder, but a pipe or device; expected a file or folder")
+
+
 def _rows(path: Path) -> Iterator[Row]:
     if path.is_dir():
-        return _folder_rows(path)
+        return folder_rows(path)
     if path.name.endswith(TABLE_SUFFIXES):
         return table_rows(path)
     if path.suffix == ".safetensors":
         return _dataset_rows(load_dataset(path))
     if path.suffix == ".zip":
-        return _zip_rows(path)
+        return zip_rows(path)
     if path.name.endswith(JSON_SUFFIXES):
         return _json_rows(path)
     return _ase_rows(path)
@@ -90,20 +107,6 @@ def _dataset_rows(dataset: CrystalDataset) -> Iterator[Row]:
     properties = {name: values.tolist() for name, values in dataset.crystals.properties.items()}
     for position, (crystal_id, arrays) in enumerate(zip(dataset.ids, dataset.crystals.to_arrays(), strict=True)):
         yield crystal_id, partial(RawCrystal, *arrays), {name: values[position] for name, values in properties.items()}
-
-
-def _folder_rows(folder: Path) -> Iterator[Row]:
-    paths = sorted(folder.glob("*.cif")) if folder.is_dir() else []
-    if not paths:
-        raise DataError(f"{folder}: expected a folder with *.cif files, found none")
-
-    def read(path: Path) -> RawCrystal:
-        try:
-            return parse_cif(path.read_text(encoding="utf-8", errors="replace"))
-        except OSError as error:
-            raise CrystalError(f"cannot be read: {error.strerror}") from error
-
-    return ((path.stem, partial(read, path), {}) for path in paths)
 
 
 def _ase_rows(path: Path) -> Iterator[Row]:
@@ -144,25 +147,6 @@ def _ase_row(path: Path, number: int, atoms: Atoms) -> Row:
         return RawCrystal(atoms.numbers, atoms.get_scaled_positions(wrap=False), np.asarray(atoms.cell))
 
     return crystal_id, read, properties
-
-
-def _zip_rows(path: Path) -> Iterator[Row]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = sorted(name for name in archive.namelist() if name.endswith(".cif"))
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{path}: not a readable zip ({error})") from error
-    if not names:
-        raise DataError(f"{path}: expected a zip with *.cif files, found none")
-
-    def read(name: str) -> RawCrystal:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return parse_cif(archive.read(name).decode("utf-8", errors="replace"))
-        except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError) as error:
-            raise CrystalError(f"cannot be read: {error}") from error
-
-    return ((PurePosixPath(name).stem, partial(read, name), {}) for name in names)
 
 
 def _json_rows(path: Path) -> Iterator[Row]:

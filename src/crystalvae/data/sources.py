@@ -10,9 +10,11 @@ from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
+from crystalvae.checks import check_switch
+from crystalvae.data.cif_files import cif_paths
 from crystalvae.data.dataset import READER_VERSION, CrystalDataset
 from crystalvae.data.dataset_file import cached
-from crystalvae.data.readers import read_crystals
+from crystalvae.data.readers import check_readable, read_crystals
 from crystalvae.data.tables import TABLE_SUFFIXES
 from crystalvae.errors import ConfigError, DataError
 from crystalvae.files import files_key
@@ -60,7 +62,7 @@ class TableSource:
         strict: bool = False,
         cache_dir: str | None = None,
     ) -> None:
-        self.name, self.max_atoms, self.strict = name, max_atoms, strict
+        self.name, self.max_atoms, self.strict = name, max_atoms, check_switch("data.source.strict", strict)
         self.data_dir = Path(data_dir).expanduser() if data_dir else None
         self.files = {split: Path(path).expanduser() for split, path in (files or {}).items() if path}
         unknown = set(self.files) - set(SPLITS)
@@ -154,13 +156,13 @@ class FileSource:
             )
         self.name, self.source = name, Path(path).expanduser()
         self.fractions, self.seed = {"val": val_fraction, "test": test_fraction}, seed
-        self.max_atoms, self.strict, self.cache = max_atoms, strict, cache_root(cache_dir)
+        self.max_atoms, self.strict = max_atoms, check_switch("data.source.strict", strict)
+        self.cache = cache_root(cache_dir)
 
     def load(self, split: Split) -> CrystalDataset:
         """Return the crystals of a split, in the order of the source."""
-        if not self.source.exists():
-            raise DataError(f"data.source.path: no such file or folder {self.source}")
-        files = sorted(self.source.glob("*.cif")) if self.source.is_dir() else [self.source]
+        check_readable(self.source)
+        files = cif_paths(self.source) if self.source.is_dir() else [self.source]
         key = files_key(files, max_atoms=self.max_atoms, strict=self.strict, reader=READER_VERSION)
         everything = cached(
             self.cache / self.name / f"all-{key}.safetensors", lambda: _read(self.source, self.max_atoms, self.strict)
