@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import sys
 import zipfile
@@ -493,3 +494,29 @@ def test_files_that_unpack_to_gigabytes_are_not_unpacked(tmp_path: Path) -> None
 def test_a_byte_order_mark_is_no_part_of_a_cif(tmp_path: Path) -> None:
     (tmp_path / "bom.cif").write_text(cif(), encoding="utf-8-sig")
     assert list(read(tmp_path).ids) == ["bom"]
+
+
+# ---- cells of a table that are something else -----------------------------------------------------------------------
+
+
+def test_one_text_among_numbers_costs_that_number_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"cif": cif(), "gap": gap, "formula": "NaCl"} for gap in ("0.5", "1.5", "unknown?", "2")]
+    properties = read(write_table(tmp_path / "x.csv", rows)).crystals.properties
+    expected = torch.tensor([0.5, 1.5, torch.nan, 2.0])
+    torch.testing.assert_close(properties["gap"], expected, equal_nan=True)
+    assert "column 'gap' has 1 cells that are no numbers, taken as missing: 'unknown?'" in caplog.text
+    assert set(properties) == {"gap"}
+
+
+def test_ids_that_are_lists_or_mappings_are_numbers_of_rows(tmp_path: Path) -> None:
+    for ids in ([["a"], ["b", "c"]], [{"a": 1}, {"a": 2}]):
+        pd.DataFrame({"material_id": ids, "cif": [cif()] * 2}).to_parquet(tmp_path / "x.parquet")
+        assert list(read(tmp_path / "x.parquet").ids) == ["row-1", "row-2"]
+
+
+def test_packed_json_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crystalvae.data.readers.MAX_JSON_BYTES", 10_000)
+    with gzip.open(tmp_path / "bomb.json.gz", "wb") as file:
+        file.write(b" " * 1_000_000)
+    with pytest.raises(DataError, match=r"not readable JSON .*unpacks to more than"):
+        read(tmp_path / "bomb.json.gz")

@@ -185,6 +185,7 @@ class Evaluate(Sampling):
     train_split: str | None
     num_crystals: int | None = at_least(1)
     num_candidates: int | None = at_least(1)
+    verbose: bool
     match_by: str
     ks: list[int] | None = at_least(1)
     sections: list[str] | None
@@ -227,7 +228,7 @@ class Reconstruct:
 class Interpolate:
     """`operation=interpolate`."""
 
-    steps: int
+    steps: int = at_least(2, most=10_000)
     mode: str
 
 
@@ -237,7 +238,7 @@ class Traverse:
 
     dim: int
     range: list[Number]
-    steps: int
+    steps: int = at_least(1, most=10_000)
     atom: int | None
 
 
@@ -290,6 +291,7 @@ class Cluster(OfCrystals):
 
     k: int = at_least(1)
     tolerance: Number = at_least(0)
+    verbose: bool
     n_jobs: int = processes()
 
 

@@ -12,14 +12,16 @@ from dataclasses import replace
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from crystalvae.data.cif import CrystalError, RawCrystal, check_lattice
+from crystalvae.data.cif import CrystalError, RawCrystal
 from crystalvae.data.cif_files import folder_rows, zip_rows
 from crystalvae.data.dataset import CrystalDataset, Row, assemble
 from crystalvae.data.dataset_file import load_dataset
+from crystalvae.data.extxyz import extxyz_frames
+from crystalvae.data.plain_crystals import Frame, database_frames, structure_crystal, trajectory_frames
 from crystalvae.data.tables import TABLE_SUFFIXES, table_rows
 from crystalvae.errors import DataError
 
@@ -27,7 +29,18 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 JSON_SUFFIXES = (".json", ".json.gz")
+MAX_JSON_BYTES = 512 * 2**20
+"""Packed JSON that unpacks to more is refused: about 200,000 structures, which take some ten times as much memory."""
 _IDS = {"material_id", "id"}
+ASE_FORMATS = {
+    "extxyz", "xyz", "cif", "vasp", "vasp-out", "vasp-xdatcar", "vasp-xml", "xsf", "xsd", "xtd", "res", "aims",
+    "aims-output", "abinit-in", "abinit-out", "castep-castep", "castep-cell", "castep-geom", "castep-md",
+    "cp2k-restart", "crystal", "cube", "cfg", "dftb", "gen", "dmol-arc", "dmol-car", "dmol-incoor", "elk",
+    "espresso-in", "espresso-out", "exciting", "gpaw-out", "gpumd", "gromacs", "gromos", "lammps-data",
+    "lammps-dump-text", "magres", "mustem", "nwchem-in", "nwchem-out", "prismatic", "proteindatabank", "qbox",
+    "rmc6f", "siesta-xv", "struct", "struct_out", "sys", "v-sim",
+}  # fmt: skip
+"""Formats that ASE reads without building or running what a file names; databases and trajectories are read here."""
 
 
 def read_crystals(
@@ -100,6 +113,8 @@ def _rows(path: Path) -> Iterator[Row]:
         return zip_rows(path)
     if path.name.endswith(JSON_SUFFIXES):
         return _json_rows(path)
+    if path.suffix in {".extxyz", ".xyz"}:
+        return _extxyz_rows(path)
     return _ase_rows(path)
 
 
@@ -109,27 +124,46 @@ def _dataset_rows(dataset: CrystalDataset) -> Iterator[Row]:
         yield crystal_id, partial(RawCrystal, *arrays), {name: values[position] for name, values in properties.items()}
 
 
-def _ase_rows(path: Path) -> Iterator[Row]:
-    import ase.io
+def _extxyz_rows(path: Path) -> Iterator[Row]:
+    for number, found in enumerate(extxyz_frames(path), start=1):
+        if isinstance(found, CrystalError):
+            yield f"{path.stem}-{number}", partial(_refused, found), {}
+        else:
+            yield _frame_row(path, number, found)
 
+
+def _refused(reason: CrystalError) -> RawCrystal:
+    raise reason
+
+
+def _ase_rows(path: Path) -> Iterator[Row]:
     try:
-        frames = _read_database(path) if path.suffix == ".db" else cast("list[Atoms]", ase.io.read(path, index=":"))
+        frames = _frames(path)
     except Exception as error:  # ASE's readers raise nearly anything on damaged files
         raise DataError(f"{path}: ASE cannot read it ({' '.join(str(error).split())[:200]})") from error
-    return (_ase_row(path, number, atoms) for number, atoms in enumerate(frames, start=1))
+    return (_frame_row(path, number, frame) for number, frame in enumerate(frames, start=1))
 
 
-def _read_database(path: Path) -> list[Atoms]:
-    from ase.db import connect
+def _frames(path: Path) -> list[Frame]:
+    import ase.io
+    from ase.io.formats import filetype
 
-    # Unlike ase.io.read this keeps what the rows say beside the atoms.
-    connection: Any = connect(path, type="db", use_lock_file=False)
-    with connection as database:
-        return [row.toatoms(add_additional_information=True) for row in database.select()]
+    if path.suffix == ".db":
+        return list(database_frames(path))
+    kind = filetype(str(path.absolute()))
+    if kind == "traj":
+        return list(trajectory_frames(path))
+    if kind not in ASE_FORMATS:
+        raise ValueError(
+            f"its format is {kind}, which is not read here, as its reader builds what a file asks for; convert it to "
+            "extxyz"
+        )
+    atoms = cast("list[Atoms]", ase.io.read(path.absolute(), index=":", format=kind, do_not_split_by_at_sign=True))
+    return [Frame(entry.numbers, entry.positions, np.asarray(entry.cell), entry.info) for entry in atoms]
 
 
-def _ase_row(path: Path, number: int, atoms: Atoms) -> Row:
-    info = {**atoms.info, **atoms.info.get("data", {}), **atoms.info.get("key_value_pairs", {})}
+def _frame_row(path: Path, number: int, frame: Frame) -> Row:
+    info = frame.info
     crystal_id = str(info.get("material_id", info.get("id", f"{path.stem}-{number}")))
     properties = {
         str(name): float(value)
@@ -139,20 +173,12 @@ def _ase_row(path: Path, number: int, atoms: Atoms) -> Row:
         and math.isfinite(value)
         and name not in _IDS
     }
-
-    def read() -> RawCrystal:
-        if atoms.cell.rank < 3:
-            raise CrystalError("no three-dimensional cell")
-        check_lattice(np.asarray(atoms.cell))
-        return RawCrystal(atoms.numbers, atoms.get_scaled_positions(wrap=False), np.asarray(atoms.cell))
-
-    return crystal_id, read, properties
+    return crystal_id, frame.crystal, properties
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
     try:
-        data = path.read_bytes()
-        content = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+        content = json.loads(_unpacked(path) if path.suffix == ".gz" else path.read_bytes())
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not readable JSON ({' '.join(str(error).split())[:200]})") from error
     if isinstance(content, Mapping) and _structure_of(content) is None:
@@ -178,6 +204,14 @@ def _json_rows(path: Path) -> Iterator[Row]:
     return rows()
 
 
+def _unpacked(path: Path) -> bytes:
+    with gzip.open(path) as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise ValueError(f"it unpacks to more than {MAX_JSON_BYTES // 2**20} MiB; divide it")
+    return data
+
+
 def _id_of(entry: object, position: int) -> str:
     if isinstance(entry, Mapping):
         properties = entry.get("properties")
@@ -197,22 +231,7 @@ def _structure_of(entry: object) -> Mapping[str, object] | None:
 
 
 def _from_dict(entry: object) -> RawCrystal:
-    from pymatgen.core import Structure
-
     found = _structure_of(entry)
     if found is None:
         raise CrystalError(f"no pymatgen structure: {str(entry)[:60]!r}")
-    try:
-        structure = Structure.from_dict(dict(found))
-        if not structure.is_ordered:
-            return _refuse("partial occupancies")
-        numbers = np.array([site.specie.Z for site in structure], dtype=np.int64)
-        return RawCrystal(numbers, np.array(structure.frac_coords), np.array(structure.lattice.matrix))
-    except CrystalError:
-        raise
-    except Exception as error:  # damaged dictionaries raise nearly anything
-        raise CrystalError(f"no pymatgen structure: {' '.join(str(error).split())[:200]}") from error
-
-
-def _refuse(reason: str) -> RawCrystal:
-    raise CrystalError(reason)
+    return structure_crystal(found)
