@@ -419,11 +419,15 @@ def _write_cifs(folder: Path) -> None:
         (folder / f"{name}.cif").write_text(cif())
 
 
+def _make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
 UNREADABLE: dict[str, Callable[[Path], object]] = {
     "broken link": lambda path: path.symlink_to(path.with_name("nowhere")),
     "link to itself": lambda path: path.symlink_to(path),
     "folder": lambda path: path.mkdir(),
-    "pipe": os.mkfifo,
+    "pipe": _make_pipe,
 }
 
 
