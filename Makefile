@@ -1,4 +1,4 @@
-# make demo: install, train on the embedded data, sample, write CIFs, evaluate, report.   make test: install, lint, types, tests.
+# make demo: install, train a small VAE, reconstruct; then 100 crystals of the bundled model as CIFs with their report.   make test: install, lint, types, tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -25,9 +25,10 @@ demo: install
 	$(BIN)/python -c "import shutil; shutil.rmtree('$(DEMO)', ignore_errors=True)"
 	$(BIN)/crystalvae train-vae experiment=prototypes/vae_dng output_dir=$(DEMO)
 	$(BIN)/crystalvae evaluate ckpt_path=$(DEMO)/checkpoints/best.ckpt split=val num_crystals=500 output_dir=$(DEMO)/reconstruction
-	$(BIN)/crystalvae sample ckpt_path=$(DEMO)/checkpoints/best.ckpt num_samples=100 output_dir=$(DEMO)/samples
-	$(BIN)/crystalvae evaluate generated=$(DEMO)/samples data=prototypes coverage.structure=0.4 coverage.composition=10 output_dir=$(DEMO)/evaluation
-	@echo "demo: run in $(DEMO)/, crystals in $(DEMO)/samples/*.cif; open $(DEMO)/reconstruction/report.html and $(DEMO)/evaluation/report.html in a browser"
+	$(BIN)/crystalvae sample ckpt_path=mp20-small num_samples=100 output_dir=$(DEMO)/crystals
+	$(BIN)/crystalvae evaluate generated=$(DEMO)/crystals data=prototypes coverage.structure=0.4 coverage.composition=10 output_dir=$(DEMO)/evaluation
+	@echo "demo: a small VAE trained in $(DEMO)/ (its reconstructions: $(DEMO)/reconstruction/report.html)"
+	@echo "      100 new crystals of the bundled model: $(DEMO)/crystals/*.cif; their report: $(DEMO)/evaluation/report.html"
 
 test: install-dev lint types
 	$(BIN)/python -m pytest -n auto

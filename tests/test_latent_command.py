@@ -94,9 +94,27 @@ def test_embeddings_and_maps(run: Any, tmp_path: Path):
     assert [name for name in rows if name.startswith("embedding")] == [f"embedding_{i}" for i in range(8)]
     assert not list((tmp_path / "latent").glob("*.cif"))
     message, rows = run("map", "split=train", "map.color=band_gap", "overwrite=true")
-    assert "map in latent.png" in message
+    assert f"map in {Path('latent') / 'map.png'}" in message
     assert {"x", "y", "band_gap"} <= set(rows)
-    assert (tmp_path / "latent.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "latent" / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_map_replaces_no_picture_beside_its_folder(run: Any, tmp_path: Path):
+    (tmp_path / "latent.png").write_text("a photograph")
+    run("map", "split=train")
+    assert (tmp_path / "latent.png").read_text() == "a photograph"
+    (tmp_path / "latent" / "holiday.png").write_text("another")
+    run("map", "split=train", "overwrite=true")  # its own map it may replace
+    assert (tmp_path / "latent" / "holiday.png").read_text() == "another"
+    other = tmp_path / "latent" / "map.png"
+    manifest = json.loads((tmp_path / "latent" / "samples.json").read_text())
+    assert "map.png" in manifest["files"]
+    manifest["files"].remove("map.png")
+    (tmp_path / "latent" / "samples.json").write_text(json.dumps(manifest))
+    other.write_text("a map of somebody else's")
+    with pytest.raises(OutputError, match=r"map\.png"):
+        run("map", "split=train", "overwrite=true")
+    assert other.read_text() == "a map of somebody else's"
 
 
 @pytest.mark.parametrize(

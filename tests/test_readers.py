@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import os
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +19,10 @@ from pymatgen.io.cif import CifWriter
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.cif import CrystalError, parse_cif
+from crystalvae.data.cif_files import MAX_CIF_BYTES
 from crystalvae.data.dataset import CrystalDataset
 from crystalvae.data.readers import read_crystals
+from crystalvae.data.sources import FileSource
 from crystalvae.errors import DataError
 from tests.samples import rock_salt_and_friends
 
@@ -277,11 +283,15 @@ BAD_CIFS = {
     "absurd fractional coordinate of size 1e+30": cif(sites=SITES.replace("0.2", "1e30")),
     "unknown space group 'P 9'": cif(symmetry="_symmetry_space_group_name_H-M 'P 9'"),
     "symmetry operations that cannot be read": cif(symmetry="loop_\n_symmetry_equiv_pos_as_xyz\nx\nnonsense\n"),
+    "symmetry operations that cannot be read: 'nonsense'": cif(
+        symmetry="_symmetry_space_group_name_H-M 'P 1'\nloop_\n_symmetry_equiv_pos_as_xyz\n'x,y,z'\nnonsense\n"
+    ),
+    "several atoms in one place": cif(sites=SITES + "\nNa Na2 1.1 -0.8 0.3 1"),
     "symmetry puts atoms in one place": cif(
         symmetry="_symmetry_Int_Tables_number 2", sites=SITES + "\nNa Na2 .9 .8 .7 1"
     ),
     "10001 sites, more than 10000": cif(sites="\n".join(["Na Na1 0 0 0 1"] * 10001)),
-    "21 atoms, more than max_atoms=20": cif(sites="\n".join(["Na Na1 0 0 0 1"] * 21)),
+    "21 atoms, more than max_atoms=20": cif(sites="\n".join(f"Na Na1 0 0 {number / 21:.4f} 1" for number in range(21))),
     "unknown element with atomic number 100": cif(sites="Fm Fm1 0 0 0 1"),
 }
 
@@ -398,3 +408,119 @@ def test_ids_stay_text_and_missing_values_stay_missing(tmp_path: Path, suffix: s
     assert list(dataset.ids) == ["NaN", "0012", "row-3", "NA"]
     expected = torch.tensor([1.5, torch.nan, 2.0, torch.nan])
     torch.testing.assert_close(dataset.crystals.properties["gap"], expected, equal_nan=True)
+
+
+# ---- what lies there under the name of a CIF ------------------------------------------------------------------------
+
+
+def _write_cifs(folder: Path) -> None:
+    folder.mkdir()
+    for name in ("a", "z"):
+        (folder / f"{name}.cif").write_text(cif())
+
+
+def _make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+UNREADABLE: dict[str, Callable[[Path], object]] = {
+    "broken link": lambda path: path.symlink_to(path.with_name("nowhere")),
+    "link to itself": lambda path: path.symlink_to(path),
+    "folder": lambda path: path.mkdir(),
+    "pipe": _make_pipe,
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_what_is_no_file_costs_only_itself(tmp_path: Path, kind: str) -> None:
+    _write_cifs(tmp_path / "cifs")
+    UNREADABLE[kind](tmp_path / "cifs" / "m.cif")
+    dataset = read(tmp_path / "cifs")
+    assert list(dataset.ids) == ["a", "z"]
+    assert [(entry.id, entry.reason.split(":")[0]) for entry in dataset.skipped] == [("m", "cannot be read")]
+    source = FileSource(name="own", path=str(tmp_path / "cifs"), test_fraction=0, cache_dir=str(tmp_path / "cache"))
+    assert list(source.load("train").ids) in (["a", "z"], ["a"], ["z"])
+    with pytest.raises(DataError, match=r"no such file or folder|neither a file nor|cannot be read|found none"):
+        read(tmp_path / "cifs" / "m.cif")
+
+
+def test_files_that_may_not_be_read_cost_only_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write_cifs(tmp_path / "cifs")
+    whole = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name == "a.cif":
+            raise PermissionError(13, "Permission denied")
+        return whole(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)  # tests may run as root, who may read anything
+    dataset = read(tmp_path / "cifs")
+    assert list(dataset.ids) == ["z"]
+    assert [(entry.id, entry.reason) for entry in dataset.skipped] == [("a", "cannot be read: Permission denied")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
+def test_names_that_are_no_text_become_text(tmp_path: Path) -> None:
+    _write_cifs(tmp_path / "cifs")
+    Path(os.fsdecode(os.fsencode(tmp_path / "cifs") + b"/\xff\xe9.cif")).write_text(cif())
+    assert sorted(read(tmp_path / "cifs").ids) == ["\\xff\\xe9", "a", "z"]
+    source = FileSource(name="own", path=str(tmp_path / "cifs"), test_fraction=0, cache_dir=str(tmp_path / "cache"))
+    assert len(source.load("train")) >= 2
+
+
+def test_zips_are_read_in_the_time_of_their_length(tmp_path: Path) -> None:
+    """The directory of a zip, which grows with it, is read once and not once per crystal."""
+    path = tmp_path / "cifs.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(3000):
+            archive.writestr(f"{number:05d}.cif", cif())
+    opened = []
+    whole = zipfile.ZipFile._RealGetContents  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "_RealGetContents", lambda archive: (opened.append(1), whole(archive)))
+        dataset = read_crystals(path)
+    assert len(dataset) == 3000
+    assert list(dataset.ids[:2]) == ["00000", "00001"]
+    assert len(opened) == 1
+
+
+def test_files_that_unpack_to_gigabytes_are_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("good.cif", cif())
+        archive.writestr("bomb.cif", b" " * (MAX_CIF_BYTES + 1))
+    dataset = read_crystals(path)
+    assert list(dataset.ids) == ["good"]
+    assert "more than the 64 that a CIF may have" in dataset.skipped[0].reason
+
+
+def test_a_byte_order_mark_is_no_part_of_a_cif(tmp_path: Path) -> None:
+    (tmp_path / "bom.cif").write_text(cif(), encoding="utf-8-sig")
+    assert list(read(tmp_path).ids) == ["bom"]
+
+
+# ---- cells of a table that are something else -----------------------------------------------------------------------
+
+
+def test_one_text_among_numbers_costs_that_number_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"cif": cif(), "gap": gap, "formula": "NaCl"} for gap in ("0.5", "1.5", "unknown?", "2")]
+    properties = read(write_table(tmp_path / "x.csv", rows)).crystals.properties
+    expected = torch.tensor([0.5, 1.5, torch.nan, 2.0])
+    torch.testing.assert_close(properties["gap"], expected, equal_nan=True)
+    assert "column 'gap' has 1 cells that are no numbers, taken as missing: 'unknown?'" in caplog.text
+    assert set(properties) == {"gap"}
+
+
+def test_ids_that_are_lists_or_mappings_are_numbers_of_rows(tmp_path: Path) -> None:
+    for ids in ([["a"], ["b", "c"]], [{"a": 1}, {"a": 2}]):
+        pd.DataFrame({"material_id": ids, "cif": [cif()] * 2}).to_parquet(tmp_path / "x.parquet")
+        assert list(read(tmp_path / "x.parquet").ids) == ["row-1", "row-2"]
+
+
+def test_packed_json_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crystalvae.data.readers.MAX_JSON_BYTES", 10_000)
+    with gzip.open(tmp_path / "bomb.json.gz", "wb") as file:
+        file.write(b" " * 1_000_000)
+    with pytest.raises(DataError, match=r"not readable JSON .*unpacks to more than"):
+        read(tmp_path / "bomb.json.gz")

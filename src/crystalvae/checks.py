@@ -9,6 +9,9 @@ from pathlib import Path
 
 from crystalvae.errors import ConfigError
 
+MAX_SEED = 2**32 - 1
+"""Generators of random numbers take 32 bits of a seed: 2^32 would give what 0 gives."""
+
 
 def check_choice(key: str, got: object, allowed: tuple[object, ...]) -> None:
     """Raise `ConfigError` naming the key, what it got and what is allowed."""
@@ -21,6 +24,13 @@ def check_count(key: str, got: object, *, at_least: int = 1) -> int:
     if isinstance(got, bool) or not isinstance(got, Integral) or got < at_least:  # NumPy's whole numbers, too
         raise ConfigError(f"{key}: got {got!r}; expected a whole number of at least {at_least}")
     return int(got)
+
+
+def check_seed(key: str, got: object) -> int:
+    """Return a seed; `ConfigError` unless it is a whole number that 32 bits hold: larger ones repeat the smaller."""
+    if isinstance(got, Integral) and not isinstance(got, bool) and got > MAX_SEED:
+        raise ConfigError(f"{key}: got {got}; expected a whole number from 0 to {MAX_SEED}")
+    return check_count(key, got, at_least=0)
 
 
 def check_number(key: str, got: object) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 
 class CrystalVAEError(Exception):
     """Base class of every error this package raises on purpose; entry points print it without a traceback."""
@@ -29,3 +31,17 @@ class TrainingError(CrystalVAEError, RuntimeError):
 
 class EvaluationError(CrystalVAEError, RuntimeError):
     """An evaluation that cannot go on."""
+
+
+def printable(text: str) -> str:
+    """Return text with its control characters escaped, so that an id of a file cannot give a terminal orders.
+
+    Line ends and tabs stay; so do the characters of all languages, but for those that turn the direction of writing.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character if character in "\n\t" or unicodedata.category(character) not in {"Cc", "Cf", "Cs"}
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )  # fmt: skip

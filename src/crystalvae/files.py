@@ -94,9 +94,19 @@ def file_hash(path: Path, *, algorithm: str = "sha256", prefix: bytes = b"") -> 
 
 
 def files_key(paths: Iterable[Path], **options: object) -> str:
-    """Return a short key for names and content of files, in this order, and the options they are read with."""
-    parts = [repr(sorted(options.items())), *(f"{path.name}{file_hash(path)}" for path in paths)]
-    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+    """Return a short key for names and content of files, in this order, and the options they are read with.
+
+    Of what is no file, or cannot be read, the name alone counts.
+    """
+    parts = [repr(sorted(options.items())), *(f"{path.name}{_hash_or_reason(path)}" for path in paths)]
+    return hashlib.sha256("".join(parts).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _hash_or_reason(path: Path) -> str:
+    try:
+        return file_hash(path) if path.is_file() else "no file"  # a pipe would never end
+    except OSError as error:
+        return f"unreadable {error.errno}"
 
 
 def arrays_key(arrays: Iterable[tuple[str, np.ndarray]], *, settings: str = "") -> str:

@@ -31,11 +31,18 @@ def check_output_dir(output_dir: Path | str, *, overwrite: bool = False) -> None
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"output_dir={folder} is a file; expected a folder. Give another output_dir")
-        existing = next(place for place in (folder, *folder.parents) if place.exists())
-        with tempfile.TemporaryDirectory(prefix=".crystalvae-probe-", dir=existing):
-            pass
+        _probe(folder)
         if folder.is_dir():
             _check_contents(folder, overwrite=overwrite)
+    except OSError as error:
+        raise _as_output_error(folder, error) from error
+
+
+def check_writable(output_dir: Path | str) -> None:
+    """Raise `OutputError` where nothing could be written to a folder; meant to be called before long work."""
+    folder = _resolve(output_dir)
+    try:
+        _probe(folder)
     except OSError as error:
         raise _as_output_error(folder, error) from error
 
@@ -67,6 +74,12 @@ def staged_output(output_dir: Path | str, *, overwrite: bool = False) -> Iterato
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise _as_output_error(folder, error) from error
+
+
+def _probe(folder: Path) -> None:
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    with tempfile.TemporaryDirectory(prefix=".crystalvae-probe-", dir=existing):
+        pass
 
 
 def _resolve(output_dir: Path | str) -> Path:

@@ -12,16 +12,24 @@ from typing import cast
 
 import torch
 
-from crystalvae.checks import check_count
+from crystalvae.checks import check_count, check_seed
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.cif import MAX_SITES
 from crystalvae.data.composition import parse_composition
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.atom_counts import draw_atom_counts, seen_atom_counts
+from crystalvae.vae_module.conditions.embedder import ConditionEmbedder
+from crystalvae.vae_module.conditions.values import CLASSES, ELEMENTS
 from crystalvae.vae_module.draw_crystals import Spread, one_by_one
 from crystalvae.vae_module.latent_source import DrawOptions, LearnedPrior
 from crystalvae.vae_module.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
+
+FAR = 6.0
+"""Standard deviations of the training set beyond which a condition is warned of."""
+ABSURD = 1000.0
+"""Standard deviations beyond which it is refused: the model's numbers would overflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +55,16 @@ class SampleRequest(DrawOptions):
         super().__post_init__()
         check_count("num_samples", self.number)
         check_count("batch_size", self.batch_size)
-        check_count("seed", self.seed, at_least=0)
+        check_seed("seed", self.seed)
         counts = self.num_atoms
         if counts is not None and not isinstance(counts, int) and len(counts) != self.number:
             raise ConfigError(
                 f"num_atoms: got {len(counts)} numbers for num_samples={self.number}; expected one each, or one number"
             )
         for count in [counts] if isinstance(counts, int) else counts or ():
-            check_count("num_atoms", count)
+            _check_size("num_atoms", check_count("num_atoms", count))
         if self.formula_units is not None:
-            check_count("formula_units", self.formula_units)
+            _check_size("formula_units", check_count("formula_units", self.formula_units))
             if self.composition is None:
                 raise ConfigError("formula_units: only has a meaning together with composition=")
         if self.composition is not None and self.num_atoms is not None:
@@ -93,7 +101,9 @@ def request_template(module: VAEModule, request: SampleRequest, *, generator: to
     Raises `ConfigError` for a request that this model cannot meet.
     """
     module.source.check(request)
-    return module.asked(_atoms(module, request, generator), request.conditions)
+    template = module.asked(_atoms(module, request, generator), request.conditions)
+    _check_near(module, template)
+    return template
 
 
 def proposes_elements(module: VAEModule) -> bool:
@@ -126,6 +136,7 @@ def _composition_template(module: VAEModule, request: SampleRequest, formula: st
     unit, seen = parse_composition(formula), seen_atom_counts(module.statistics)
     if request.formula_units is not None:
         sizes = [request.formula_units]
+        _check_size(f"formula_units={sizes[0]} of {formula}", sizes[0] * len(unit))
         _warn_unseen({sizes[0] * len(unit)}, seen)
     else:
         sizes = list(range(1, max(seen, default=0) // len(unit) + 1)) or [1]
@@ -133,6 +144,33 @@ def _composition_template(module: VAEModule, request: SampleRequest, formula: st
     chosen = [sizes[index % len(sizes)] for index in range(request.number)]
     atoms = [number for size in chosen for number in sorted(unit * size)]
     return CrystalBatch.empty([size * len(unit) for size in chosen]).replace(atom_types=torch.tensor(atoms))
+
+
+def _check_size(key: str, atoms: int) -> None:
+    if atoms > MAX_SITES:
+        raise ConfigError(f"{key}: got {atoms} atoms per crystal or more; expected at most {MAX_SITES}")
+
+
+def _check_near(module: VAEModule, template: CrystalBatch) -> None:
+    """Warn of conditions that are far from all that the model saw in training; `ConfigError` for absurd ones."""
+    for embedder in (part for part in module.modules() if isinstance(part, ConditionEmbedder)):
+        for index, name in enumerate(embedder.names):
+            values = template.conditions.get(name)
+            if values is None or name in CLASSES or name in ELEMENTS:
+                continue
+            mean, std = float(embedder.mean[index]), float(embedder.std[index])
+            far = ((values - mean).abs() / std).nan_to_num(0.0)
+            if float(far.max()) > ABSURD:
+                raise ConfigError(
+                    f"conditions.{name}: got {float(values[far.argmax()]):g}; expected about {mean:.3g}, the mean of "
+                    f"the training set (standard deviation {std:.3g})"
+                )
+            if float(far.max()) > FAR:
+                log.warning(
+                    "conditions.%s: %g is %.0f standard deviations from the mean of the training set (%.3g, standard "
+                    "deviation %.3g): the model saw nothing like it, and what it makes of it means nothing",
+                    name, float(values[far.argmax()]), float(far.max()), mean, std,
+                )  # fmt: skip
 
 
 def _warn_unseen(sizes: set[int], seen: dict[int, int]) -> None:

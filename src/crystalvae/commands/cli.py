@@ -8,9 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shlex
 import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,12 +25,10 @@ from rich.markup import escape
 from crystalvae.build import to_plain
 from crystalvae.commands.checked_config import checked, meant, unknown_key
 from crystalvae.commands.config_files import config_dir, group_options
-from crystalvae.errors import ConfigError, CrystalVAEError
+from crystalvae.commands.trace_file import FULL_ERROR, our_mistake
+from crystalvae.errors import ConfigError, CrystalVAEError, printable
 
 log = logging.getLogger(__name__)
-
-FULL_ERROR = "HYDRA_FULL_ERROR"
-"""Hydra's environment variable; where the user sets it to 1, every error comes with its whole traceback."""
 
 
 def run_command(config_name: str, load: Callable[[], Callable[[DictConfig], str]]) -> None:
@@ -54,7 +50,7 @@ def run_command(config_name: str, load: Callable[[], Callable[[DictConfig], str]
             with trusting(to_plain(config.trusted_targets)):
                 message = command(config)
         if is_main_process():
-            Console(highlight=False, soft_wrap=True).print(escape(message))
+            Console(highlight=False, soft_wrap=True).print(escape(printable(message)))
 
     with _reported():
         entry = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(task)
@@ -96,7 +92,7 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         style = {"WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}.get(record.levelname, "blue")
-        self._console.print(f"[{style}]{record.levelname:<8}[/] {escape(self.format(record))}")
+        self._console.print(f"[{style}]{record.levelname:<8}[/] {escape(printable(self.format(record)))}")
 
 
 @contextmanager
@@ -111,26 +107,18 @@ def _reported() -> Iterator[None]:
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped")
         sys.exit(130)
+    except BrokenPipeError:  # … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:  # noqa: BLE001  the outermost net: a mistake of ours is told as one, too
-        _end(f"a mistake of crystalvae, please report it: {type(error).__name__}: {error}; {_kept(error)}", error)
+        _end(our_mistake(error), error)
 
 
 def _end(message: str, error: Exception) -> NoReturn:
     if os.environ.get(FULL_ERROR) == "1":
         traceback.print_exception(error)
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(printable(message))}")
     sys.exit(1)
-
-
-def _kept(error: Exception) -> str:
-    """Write the whole traceback to a file, and say where it is."""
-    try:
-        with tempfile.NamedTemporaryFile("w", prefix="crystalvae-", suffix=".txt", delete=False) as file:
-            file.write(f"# {shlex.join(sys.orig_argv)}\n")
-            traceback.print_exception(error, file=file)
-    except OSError:
-        return f"{FULL_ERROR}=1 shows the traceback"
-    return f"the traceback is in {file.name}"
 
 
 def _set(name: str, value: str | None) -> None:

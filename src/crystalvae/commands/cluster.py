@@ -17,6 +17,7 @@ from crystalvae.evaluation.validity.structure import describe
 from crystalvae.output_dir import check_output_dir
 
 _NAMED = 4
+_SHOWN = 10
 
 
 def cluster(config: DictConfig) -> str:
@@ -51,7 +52,11 @@ def cluster(config: DictConfig) -> str:
     lines = [f"{len(data.crystals)} crystals in {config.k} clusters; each crystal in {table_path}"]
     if found.prototype_information is not None:
         lines[0] += f"; information on prototypes {found.prototype_information:.2f} (0 none, 1 all)"
-    return "\n".join([*lines, *(_line(entry, data.ids[entry.medoid]) for entry in found.clusters)])
+    shown = found.clusters if config.verbose else found.clusters[:_SHOWN]
+    lines += [_line(entry, data.ids[entry.medoid]) for entry in shown]
+    if len(shown) < len(found.clusters):
+        lines.append(f"  … and {len(found.clusters) - len(shown)} clusters more; verbose=true shows all")
+    return "\n".join(lines)
 
 
 def _line(found: Cluster, medoid: str) -> str:

@@ -30,7 +30,7 @@ from crystalvae.evaluation.matching.candidates import assign
 from crystalvae.evaluation.parallel.cache import ResultCache
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.parallel.time_limit import check_time_limit
-from crystalvae.evaluation.report import JSON_NAME, format_tables, write_report
+from crystalvae.evaluation.report import JSON_NAME, format_summary, format_tables, write_report
 from crystalvae.evaluation.report.archive import file_names
 from crystalvae.evaluation.speed import describe_machine
 from crystalvae.evaluation.stability.potentials import Potential
@@ -43,6 +43,7 @@ from crystalvae.evaluation.substitution.section import (
     substitutes_for_targets,
 )
 from crystalvae.evaluation.symmetry.symmetrized_cifs import write_symmetrized
+from crystalvae.output_dir import check_writable
 
 log = logging.getLogger(__name__)
 
@@ -61,15 +62,19 @@ def evaluate(config: DictConfig) -> str:
         config, inputs, targets, _known(config, inputs, chosen), runner, settings
     )
     report = replace(report, extra=_extra(config, inputs), machine=describe_machine(inputs.device or "cpu"))
-    console = Console(soft_wrap=False)
-    for table in format_tables(report):
-        console.print(table)
+    if config.verbose:
+        console = Console(soft_wrap=False)
+        for table in format_tables(report):
+            console.print(table)
     paths = write_report(report, output_dir, html=config.report)
     if config.symmetry.write_cifs:
         paths.append(_write_symmetrized(report, output_dir / "symmetrized", runner, settings))
-    return "\n".join(
-        ["", *_worst(report), "all numbers, their definitions, every crystal: " + ", ".join(str(p) for p in paths)]
-    ).lstrip("\n")
+    summary = [""] if config.verbose else format_summary(report)
+    more = "" if config.verbose else " (verbose=true shows them here)"
+    files = ", ".join(str(path) for path in paths)
+    return "\n".join([*summary, *_worst(report), f"all numbers and definitions{more}, every crystal: {files}"]).lstrip(
+        "\n"
+    )
 
 
 def _reconstruction(
@@ -224,6 +229,7 @@ def _output_dir(config: DictConfig, kind: Kind) -> Path:
         raise OutputError(
             f"output_dir={folder} holds files that no evaluation wrote; give a new folder with output_dir=…"
         )
+    check_writable(folder)
     return folder
 
 

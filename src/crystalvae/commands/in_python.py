@@ -22,6 +22,7 @@ from crystalvae.commands.sampling import sample_all
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.cif import CrystalError, RawCrystal, niggli_reduce
 from crystalvae.data.readers import read_crystals
+from crystalvae.data.soundness import sound_crystals
 from crystalvae.data.sources import cache_root
 from crystalvae.errors import ConfigError
 from crystalvae.evaluation.evaluate import EvaluationSettings, Known, evaluate_generation
@@ -164,7 +165,7 @@ def _crystals(structures: Structures, *, niggli: bool) -> CrystalBatch:
     crystals = to_crystals("structures", structures)
     if not niggli:
         return crystals
-    raw = [RawCrystal(*arrays) for arrays in crystals.to_arrays()]
+    raw = [RawCrystal(*arrays) for arrays in sound_crystals("structures", crystals).to_arrays()]
     reduced = niggli_reduce(raw)
     for position, crystal in enumerate(reduced):
         if isinstance(crystal, CrystalError):

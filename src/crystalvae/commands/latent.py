@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
@@ -34,15 +35,19 @@ from crystalvae.vae_module.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
 
+MAP_NAME = "map.png"
+"""The picture of `operation=map`, inside the output folder."""
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """The crystals of an operation, further columns of their table, and what to tell the user."""
+    """The crystals of an operation, further columns of their table, what to tell the user, and what draws pictures."""
 
     crystals: CrystalBatch
     message: str
     columns: dict[str, Sequence[object]] = field(default_factory=dict)
     formats: tuple[str, ...] = ("cif", "extxyz")
+    pictures: dict[str, Callable[[Path], object]] = field(default_factory=dict)
 
 
 class Request:
@@ -105,6 +110,7 @@ def latent(config: DictConfig) -> str:
         formats=outcome.formats if formats is None else formats,
         columns={**outcome.columns, **{name: facts[name].tolist() for name in facts}},
         overwrite=config.overwrite,
+        pictures=outcome.pictures,
         info={
             "operation": config.operation,
             **(to_plain(config.get(config.operation)) or {}),
@@ -185,15 +191,14 @@ def _map(request: Request) -> Outcome:
         values = property_values(data.crystals, str(options.color), key="map.color")
     vectors = request.module().embed(data.crystals, batch_size=request.batch_size)
     points = project(vectors, method=options.method, seed=request.seed)
-    path = draw_map(
-        points,
-        None if values is None else values.double().numpy(),
-        request.output_dir.with_name(f"{request.output_dir.name}.png"),
-        label=str(options.color or ""),
-        method=options.method,
-    )
+
+    def draw(path: Path) -> Path:
+        numbers = None if values is None else values.double().numpy()
+        return draw_map(points, numbers, path, label=str(options.color or ""), method=options.method)
+
     columns: dict[str, Sequence[object]] = {"source": data.ids, "x": points[:, 0].tolist(), "y": points[:, 1].tolist()}
-    return Outcome(data.crystals, f"map in {path}", columns, formats=())
+    message = f"map in {request.output_dir / MAP_NAME}"
+    return Outcome(data.crystals, message, columns, formats=(), pictures={MAP_NAME: draw})
 
 
 def _search(request: Request) -> Outcome:

@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 from crystalvae.commands.completion import FLAGS, command_to_complete
 from crystalvae.commands.help import command_help, overview
-from crystalvae.errors import CrystalVAEError
+from crystalvae.commands.trace_file import FULL_ERROR, our_mistake
+from crystalvae.errors import CrystalVAEError, printable
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.write("stopped\n")
         sys.exit(130)
     except CrystalVAEError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable(str(error))}\n")
         sys.exit(1)
     except BrokenPipeError:  # … | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get(FULL_ERROR) == "1":
+            raise
+        sys.stderr.write(f"error: {our_mistake(error)}\n")
         sys.exit(1)
 
 

@@ -33,7 +33,7 @@ def sample_request(config: DictConfig, number: int) -> SampleRequest:
         chemical_system_subsets=checks.check_switch("chemical_system_subsets", config.chemical_system_subsets),
         sampler=_mapping("sampler", config.sampler),
         batch_size=checks.check_count("batch_size", config.batch_size),
-        seed=checks.check_count("seed", config.seed, at_least=0),
+        seed=checks.check_seed("seed", config.seed),
     )
 
 

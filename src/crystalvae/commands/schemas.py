@@ -196,6 +196,7 @@ class Evaluate(Sampling):
     train_split: str | None
     num_crystals: int | None = at_least(1)
     num_candidates: int | None = at_least(1)
+    verbose: bool
     match_by: str
     ks: list[int] | None = at_least(1)
     sections: list[str] | None
@@ -238,7 +239,7 @@ class Reconstruct:
 class Interpolate:
     """`operation=interpolate`."""
 
-    steps: int
+    steps: int = at_least(2, most=10_000)
     mode: str
 
 
@@ -248,7 +249,7 @@ class Traverse:
 
     dim: int
     range: list[Number]
-    steps: int
+    steps: int = at_least(1, most=10_000)
     atom: int | None
 
 
@@ -301,6 +302,7 @@ class Cluster(OfCrystals):
 
     k: int = at_least(1)
     tolerance: Number = at_least(0)
+    verbose: bool
     n_jobs: int = processes()
 
 

@@ -61,6 +61,15 @@ def check_exclusive(config: DictConfig) -> None:
         )
 
 
+def check_it_ends(trainer: DictConfig) -> None:
+    """Raise `ConfigError` where nothing says when training is over; Lightning would take 1,000 epochs for it."""
+    limits = {"max_epochs": trainer.get("max_epochs"), "max_steps": trainer.get("max_steps", -1)}
+    if limits["max_epochs"] is None and limits["max_steps"] in {None, -1} and trainer.get("max_time") is None:
+        raise ConfigError(
+            "trainer.max_epochs: got null, and neither max_steps nor max_time; expected a number, or one of these"
+        )
+
+
 def run_training(
     config: DictConfig, start: Callable[[], L.LightningModule], *, kind: str, model_keys: tuple[str, ...]
 ) -> str:
@@ -69,6 +78,7 @@ def run_training(
     `kind` is the checkpoints' kind of model; a run is only resumed where `model_keys` of its config are the same.
     Ctrl-C and SIGTERM end the process with `STOPPED` and `TERMINATED`, the run folder being in order.
     """
+    check_it_ends(config.trainer)
     folder = RunFolder.from_config(config)
     moved = Path(config.output_dir).absolute() != folder.path
     config = with_values(config, {"output_dir": str(folder.path)} if moved else {})

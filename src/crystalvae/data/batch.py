@@ -230,6 +230,19 @@ class CrystalBatch:
             )
         return CrystalBatch(**{**current, **changes})
 
+    def right_handed(self) -> CrystalBatch:
+        """Return the same crystals in right-handed cells.
+
+        Cell vectors and fractional coordinates both change sign where det L < 0: (-f) (-L) = f L, so every atom stays
+        where it is. Lengths and angles alone, which files and the model go by, would give the mirror image.
+        """
+        left = torch.linalg.det(self.lattices) < 0
+        if not bool(left.any()):
+            return self
+        sign = torch.where(left, -1.0, 1.0).to(self.lattices)
+        coords = torch.where(left[self.batch, None], wrap(-self.frac_coords), self.frac_coords)
+        return self.replace(frac_coords=coords, lattices=self.lattices * sign[:, None, None])
+
     # ---- to and from other libraries --------------------------------------------------------------------------------
 
     @classmethod
@@ -255,15 +268,21 @@ class CrystalBatch:
         crystals: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
         properties: Mapping[str, Tensor] | None = None,
     ) -> CrystalBatch:
-        """Build from (atomic numbers, fractional coordinates, lattice) triples of arrays, one per crystal."""
+        """Build from (atomic numbers, fractional coordinates, lattice) triples of arrays, one per crystal.
+
+        A left-handed cell is expressed in the right-handed one of the opposite vectors: see `right_handed`.
+        """
         triples = list(crystals)
         numbers = [np.asarray(numbers) for numbers, _, _ in triples]
         coords = [np.asarray(coords, dtype=np.float64).reshape(-1, 3) for _, coords, _ in triples]
-        lattices = [np.asarray(lattice) for _, _, lattice in triples]
+        lattices = np.asarray([lattice for _, _, lattice in triples], dtype=np.float64).reshape(-1, 3, 3)
+        hands = handedness(lattices)
+        lattices *= hands[:, None, None]
+        coords = [hand * entry for hand, entry in zip(hands, coords, strict=True)]
         return cls(
             atom_types=torch.from_numpy(np.concatenate([np.empty(0, np.int64), *numbers]).astype(np.int64)),
             frac_coords=wrap(wrap(torch.from_numpy(np.concatenate([np.empty((0, 3)), *coords]))).float()),
-            lattices=torch.from_numpy(np.asarray(lattices, dtype=np.float32).reshape(-1, 3, 3)),
+            lattices=torch.from_numpy(lattices.astype(np.float32)),
             num_atoms=torch.tensor([len(entry) for entry in numbers], dtype=torch.long),
             properties=properties or {},
         )
@@ -303,12 +322,13 @@ class CrystalBatch:
         missing = [name for name in ("atom_types", "frac_coords", "lattices", "num_atoms") if name not in data]
         if missing:
             raise ValueError(f"PyG batch lacks {missing}; expected atom_types, frac_coords, lattices, num_atoms")
-        return cls(
+        given = cls(
             atom_types=data["atom_types"],
             frac_coords=wrap(data["frac_coords"]),
             lattices=data["lattices"].reshape(-1, 3, 3),
             num_atoms=data["num_atoms"].reshape(-1),
         )
+        return given.right_handed()
 
     def to_pyg(self) -> Batch:
         """Return a PyG `Batch` of `Data` objects, with `pos` in Å and the derived cell parameters beside the fields."""
@@ -374,6 +394,12 @@ class CrystalBatch:
             Atoms(numbers=numbers, scaled_positions=coords, cell=lattice, pbc=True)
             for numbers, coords, lattice in self.to_arrays()
         ]
+
+
+def handedness(lattices: Float[np.ndarray, "B 3 3"]) -> Float[np.ndarray, "B"]:
+    """Return -1 for left-handed cells and 1 for all others."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.where(np.linalg.det(lattices) < 0, -1.0, 1.0)
 
 
 def _concatenated(entries: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import gemmi
 import numpy as np
 import spglib
 
-from crystalvae.data.batch import MAX_ATOMIC_NUMBER
+from crystalvae.data.batch import MAX_ATOMIC_NUMBER, handedness
 
 LENGTH_RANGE = (0.5, 500.0)
 """Cell lengths outside this range (Å) are taken as absurd."""
@@ -24,6 +24,8 @@ MAX_FRAC_COORD = 1_000.0
 """Fractional coordinates further than this many cells from the origin are taken as absurd."""
 SAME_PLACE = 1e-3
 """Atoms of an expanded crystal closer than this in fractional coordinates are the same atom twice."""
+SAME_DECIMALS = 6
+"""Sites listed in one place, to so many decimals of fractional coordinates, are the same atom twice."""
 FULL_OCCUPANCY = 1e-3
 """Occupancies further than this from 1 are partial."""
 _WHOLE = {"1", "1.0", "?", "."}
@@ -59,6 +61,7 @@ def parse_cif(text: str) -> RawCrystal:
     for value in set(block.find_loop("_atom_site_occupancy")) - _WHOLE:
         if math.isnan(gemmi.cif.as_number(value)):
             raise CrystalError(f"occupancy {value[:40]!r} is not a number")
+    _check_operations(small.symops)
     if small.spacegroup is None and not small.cell.images:
         _settle_symmetry(small)
     operations = len(small.cell.images) + 1
@@ -67,8 +70,8 @@ def parse_cif(text: str) -> RawCrystal:
             f"{len(small.sites)} sites under {operations} symmetry operations, far more than {MAX_SITES}"
         )
     crystal = _from_sites(small.sites, lattice)
+    _check_different(crystal.frac_coords)
     if small.cell.images:
-        check_coordinates(crystal.frac_coords)
         crystal = _from_sites(small.get_all_unit_cell_sites(), lattice)
         _check_apart(crystal.frac_coords)
     return crystal
@@ -76,7 +79,7 @@ def parse_cif(text: str) -> RawCrystal:
 
 def _first_crystal(text: str) -> tuple[gemmi.cif.Block, gemmi.SmallStructure]:
     try:
-        for block in gemmi.cif.read_string(text):
+        for block in gemmi.cif.read_string(text.removeprefix("\ufeff")):  # a byte-order mark
             small = gemmi.make_small_structure_from_block(block)
             if small.sites:
                 return block, small
@@ -85,10 +88,17 @@ def _first_crystal(text: str) -> tuple[gemmi.cif.Block, gemmi.SmallStructure]:
     raise CrystalError("no atom sites in the CIF")
 
 
+def _check_operations(operations: Sequence[str]) -> None:
+    # gemmi leaves out those it cannot read, and goes by the group's name. "?", unknown, comes as an empty text.
+    for operation in filter(None, operations):
+        try:
+            gemmi.Op(operation)
+        except (RuntimeError, ValueError) as error:
+            raise CrystalError(f"symmetry operations that cannot be read: {operation[:40]!r}") from error
+
+
 def _settle_symmetry(small: gemmi.SmallStructure) -> None:
     # gemmi takes operations first and then names; a CIF with neither may still give the number of its space group.
-    if small.symops:
-        raise CrystalError(f"symmetry operations that cannot be read: {', '.join(small.symops[:3])}")
     if small.spacegroup_number > 1:
         small.determine_and_set_spacegroup("N")
     named = small.spacegroup_number or small.spacegroup_hm.strip("?. ") or small.spacegroup_hall.strip("?. ")
@@ -109,6 +119,13 @@ def _from_sites(sites: gemmi.SmallStructure.SiteList, lattice: np.ndarray) -> Ra
         unknown = next(site for site in sites if site.element.atomic_number == 0)
         raise CrystalError(f"unknown element {unknown.type_symbol or unknown.label!r}")
     return RawCrystal(numbers, table[:, 2:], lattice)
+
+
+def _check_different(frac_coords: np.ndarray) -> None:
+    check_coordinates(frac_coords)
+    places = (frac_coords % 1.0).round(SAME_DECIMALS) % 1.0
+    if len(set(map(tuple, places.tolist()))) < len(places):
+        raise CrystalError("several atoms in one place")
 
 
 def _check_apart(frac_coords: np.ndarray) -> None:
@@ -160,7 +177,8 @@ def check_coordinates(frac_coords: np.ndarray) -> None:
 def niggli_reduce(crystals: Sequence[RawCrystal]) -> list[RawCrystal | CrystalError]:
     """Express crystals in their Niggli cells (Křivý & Gruber 1976, through spglib); atoms keep their order.
 
-    The crystals have passed `check_crystal`; one for which no cell is found comes back as the error that says so.
+    The crystals have passed `check_crystal`; one for which no cell is found comes back as the error that says so. The
+    cells that come back are right-handed, whatever was given, and hold the crystal, not its mirror image.
     """
     if not crystals:
         return []
@@ -175,6 +193,8 @@ def niggli_reduce(crystals: Sequence[RawCrystal]) -> list[RawCrystal | CrystalEr
     # Integers with determinant ±1, so the inverse is exact after rounding.
     inverses = np.rint(np.linalg.inv(transformations))
     niggli = transformations @ lattices
+    hands = handedness(niggli)[:, None, None]  # the opposite vectors span the same lattice, the other way round
+    niggli, inverses = hands * niggli, hands * inverses
     results: list[RawCrystal | CrystalError] = []
     for i, crystal in enumerate(crystals):
         if not found[i]:

@@ -15,6 +15,8 @@ from torch import Tensor
 from crystalvae.data.batch import MAX_ATOMIC_NUMBER, CrystalBatch
 from crystalvae.errors import ConfigError
 
+MAX_UNIT = 1000
+"""Most atoms of a formula unit."""
 GRAM_PER_CM3 = 1.66053906660
 """One dalton per Å^3 in g/cm^3 (CODATA 2018)."""
 
@@ -114,9 +116,11 @@ def parse_composition(formula: str, *, key: str = "composition") -> list[int]:
     for symbol, amount in amounts.items():
         if not Element.is_valid_symbol(symbol) or Element(symbol).Z > MAX_ATOMIC_NUMBER:
             raise ConfigError(f"{key}={formula}: unknown element {symbol}; expected H to Es")
+        if not amount <= MAX_UNIT:
+            raise ConfigError(f"{key}={formula}: {amount:g} atoms of {symbol}; expected 1 to {MAX_UNIT} atoms in all")
         if amount != round(amount) or amount < 1:
             raise ConfigError(f"{key}={formula}: {amount:g} atoms of {symbol}; expected whole numbers, at least 1")
         unit += [Element(symbol).Z] * round(amount)
-    if not 1 <= len(unit) <= 1000:
-        raise ConfigError(f"{key}={formula}: {len(unit)} atoms; expected 1 to 1000")
+    if not 1 <= len(unit) <= MAX_UNIT:
+        raise ConfigError(f"{key}={formula}: {len(unit)} atoms; expected 1 to {MAX_UNIT}")
     return unit

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from crystalvae.checks import check_count, check_switch
 from crystalvae.data.canonical import CanonicalSource
 from crystalvae.data.dataset import CrystalDataset
 from crystalvae.data.loader import CrystalLoader
@@ -44,10 +45,13 @@ class CrystalDataModule(L.LightningDataModule):
         memory_map: bool | str = "auto",
     ) -> None:
         super().__init__()
-        if memory_map not in {True, False, "auto"}:
+        check_switch("data.canonical", canonical)
+        if memory_map != "auto" and not isinstance(memory_map, bool):
             raise ConfigError(f"data.memory_map: got {memory_map!r}; expected auto, true or false")
-        if subset is not None and subset < 1:
-            raise ConfigError(f"data.subset: got {subset}; expected a number of crystals, or null for all")
+        if subset is not None:
+            check_count("data.subset", subset)
+        check_count("data.batch_size", batch_size)
+        check_count("data.eval_batch_size", eval_batch_size)
         self.source = _described(source, canonical)
         self.seed, self.subset = seed, subset
         self.batch_size, self.eval_batch_size, self.memory_map = batch_size, eval_batch_size, memory_map

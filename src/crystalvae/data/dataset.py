@@ -20,7 +20,7 @@ from crystalvae.files import arrays_key
 
 log = logging.getLogger(__name__)
 
-READER_VERSION = 4
+READER_VERSION = 5
 """Part of every cache key: raise it whenever the same file would be read differently."""
 FIELDS = ("atom_types", "frac_coords", "lattices", "num_atoms")
 """What a batch of crystals is made of, beside properties."""

@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 COLLAPSED_VOLUME = 1e-9
 """Cells smaller than this (Å^3) count as having no volume; their shortest distance is 0."""
 PAIRS_AT_ONCE = 200_000
+LARGE = 2_000
+"""From so many atoms on, the pairs of one crystal are looked at in parts: those of 10,000 atoms would take 6 GB."""
 
 
 def shortest_distances(
@@ -38,7 +40,11 @@ def shortest_distances(
     with np.errstate(all="ignore"):
         solid = (np.abs(np.linalg.det(lattices)) >= COLLAPSED_VOLUME) & np.isfinite(result)
     starts = np.concatenate(([0], np.cumsum(counts)))
-    for crystals in _chunks(np.flatnonzero(solid), counts):
+    large = solid & (counts >= LARGE)
+    for i in np.flatnonzero(large):
+        atoms = slice(int(starts[i]), int(starts[i + 1]))
+        result[i] = _shortest_of_large(lattices[i], frac_coords[atoms], sizes[atoms], own_images=own_images)
+    for crystals in _chunks(np.flatnonzero(solid & ~large), counts):
         atoms = np.concatenate([np.arange(int(starts[i]), int(starts[i + 1])) for i in crystals])
         pairs = _pairs(counts[crystals], sizes[atoms], own_images=own_images)
         result[crystals] = _shortest_of_chunk(lattices[crystals], frac_coords[atoms], counts[crystals], pairs)
@@ -89,6 +95,36 @@ def _shortest_of_chunk(cells: np.ndarray, frac_coords: np.ndarray, counts: np.nd
                 squared = np.einsum("pj,pj->p", moved, moved) * pairs.weight[chosen]
                 best[group] = np.minimum(best[group], np.minimum.reduceat(squared, starts))
     return np.sqrt(best)
+
+
+def _shortest_of_large(
+    cell: Float[np.ndarray, "3 3"], frac_coords: Float[np.ndarray, "N 3"], sizes: np.ndarray, *, own_images: bool
+) -> float:
+    """Return the same for one crystal, some rows of the table of its pairs at a time."""
+    cell, to_reduced = _reduce(cell)
+    coords, largest = frac_coords @ to_reduced, 2.0 * float(sizes.max())
+    rows = max(1, PAIRS_AT_ONCE // len(coords))
+
+    def smallest(shift: np.ndarray) -> float:
+        found = np.inf
+        for first in range(0, len(coords), rows):
+            part = np.arange(first, min(first + rows, len(coords)))
+            difference = coords[part, None] - coords
+            difference -= np.round(difference)
+            moved = (difference + shift) @ cell
+            squared = np.einsum("rnj,rnj->rn", moved, moved) * (sizes[part, None] + sizes) ** -2.0
+            squared[np.arange(len(part)), part] = np.inf  # an atom and itself
+            found = min(found, float(squared.min()))
+        return found
+
+    best = min(smallest(np.zeros(3)), float((cell**2).sum(axis=-1).min()) / largest**2 if own_images else np.inf)
+    reciprocal = np.linalg.norm(np.linalg.inv(cell), axis=0)
+    reach = np.floor(np.sqrt(best) * largest * reciprocal + 0.5 + 1e-9).astype(int)
+    for image in np.ndindex(*(2 * reach + 1)):
+        shift = np.array(image) - reach
+        if shift.any():
+            best = min(best, smallest(shift.astype(float)))
+    return float(np.sqrt(best))
 
 
 def _without_images(

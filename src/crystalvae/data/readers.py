@@ -5,20 +5,22 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import zipfile
+import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from numbers import Real
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from crystalvae.data.cif import CrystalError, RawCrystal, parse_cif
+from crystalvae.data.cif import CrystalError, RawCrystal
+from crystalvae.data.cif_files import folder_rows, zip_rows
 from crystalvae.data.dataset import CrystalDataset, Row, assemble
 from crystalvae.data.dataset_file import load_dataset
+from crystalvae.data.extxyz import extxyz_frames
 from crystalvae.data.plain_crystals import Frame, database_frames, structure_crystal, trajectory_frames
 from crystalvae.data.tables import TABLE_SUFFIXES, table_rows
 from crystalvae.errors import DataError
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 JSON_SUFFIXES = (".json", ".json.gz")
+MAX_JSON_BYTES = 512 * 2**20
+"""Packed JSON that unpacks to more is refused: about 200,000 structures, which take some ten times as much memory."""
 _IDS = {"material_id", "id"}
 ASE_FORMATS = {
     "extxyz", "xyz", "cif", "vasp", "vasp-out", "vasp-xdatcar", "vasp-xml", "xsf", "xsd", "xtd", "res", "aims",
@@ -67,8 +71,7 @@ def read_crystals(
     Raises `DataError` where there is nothing to read: no such file, an empty folder, a file of no known kind.
     """
     path = Path(path).expanduser()
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder; expected CIFs, a table with a cif column, JSON, extxyz or db")
+    check_readable(path)
     if path.suffix == ".safetensors" and not (niggli or unique_ids or max_atoms is not None):
         return replace(load_dataset(path), skipped=())  # what was skipped on the way into it is not in this file
     return assemble(
@@ -82,17 +85,36 @@ def read_crystals(
     )
 
 
+def check_readable(path: Path) -> None:
+    """Raise `DataError` unless there is a file or folder of that name: what else there may be is not opened.
+
+    A named pipe would make its reader wait for somebody who writes.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such file or folder; expected CIFs, a table with a cif column, JSON, extxyz or db"
+        ) from None
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a folder that may not be entered
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise DataError(f"{path}: neither a file nor a folder, but a pipe or device; expected a file or folder")
+
+
 def _rows(path: Path) -> Iterator[Row]:
     if path.is_dir():
-        return _folder_rows(path)
+        return folder_rows(path)
     if path.name.endswith(TABLE_SUFFIXES):
         return table_rows(path)
     if path.suffix == ".safetensors":
         return _dataset_rows(load_dataset(path))
     if path.suffix == ".zip":
-        return _zip_rows(path)
+        return zip_rows(path)
     if path.name.endswith(JSON_SUFFIXES):
         return _json_rows(path)
+    if path.suffix in {".extxyz", ".xyz"}:
+        return _extxyz_rows(path)
     return _ase_rows(path)
 
 
@@ -102,18 +124,16 @@ def _dataset_rows(dataset: CrystalDataset) -> Iterator[Row]:
         yield crystal_id, partial(RawCrystal, *arrays), {name: values[position] for name, values in properties.items()}
 
 
-def _folder_rows(folder: Path) -> Iterator[Row]:
-    paths = sorted(folder.glob("*.cif")) if folder.is_dir() else []
-    if not paths:
-        raise DataError(f"{folder}: expected a folder with *.cif files, found none")
+def _extxyz_rows(path: Path) -> Iterator[Row]:
+    for number, found in enumerate(extxyz_frames(path), start=1):
+        if isinstance(found, CrystalError):
+            yield f"{path.stem}-{number}", partial(_refused, found), {}
+        else:
+            yield _frame_row(path, number, found)
 
-    def read(path: Path) -> RawCrystal:
-        try:
-            return parse_cif(path.read_text(encoding="utf-8", errors="replace"))
-        except OSError as error:
-            raise CrystalError(f"cannot be read: {error.strerror}") from error
 
-    return ((path.stem, partial(read, path), {}) for path in paths)
+def _refused(reason: CrystalError) -> RawCrystal:
+    raise reason
 
 
 def _ase_rows(path: Path) -> Iterator[Row]:
@@ -156,29 +176,9 @@ def _frame_row(path: Path, number: int, frame: Frame) -> Row:
     return crystal_id, frame.crystal, properties
 
 
-def _zip_rows(path: Path) -> Iterator[Row]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = sorted(name for name in archive.namelist() if name.endswith(".cif"))
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{path}: not a readable zip ({error})") from error
-    if not names:
-        raise DataError(f"{path}: expected a zip with *.cif files, found none")
-
-    def read(name: str) -> RawCrystal:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return parse_cif(archive.read(name).decode("utf-8", errors="replace"))
-        except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError) as error:
-            raise CrystalError(f"cannot be read: {error}") from error
-
-    return ((PurePosixPath(name).stem, partial(read, name), {}) for name in names)
-
-
 def _json_rows(path: Path) -> Iterator[Row]:
     try:
-        data = path.read_bytes()
-        content = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+        content = json.loads(_unpacked(path) if path.suffix == ".gz" else path.read_bytes())
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not readable JSON ({' '.join(str(error).split())[:200]})") from error
     if isinstance(content, Mapping) and _structure_of(content) is None:
@@ -202,6 +202,14 @@ def _json_rows(path: Path) -> Iterator[Row]:
                 yield str(crystal_id), read, {}
 
     return rows()
+
+
+def _unpacked(path: Path) -> bytes:
+    with gzip.open(path) as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise ValueError(f"it unpacks to more than {MAX_JSON_BYTES // 2**20} MiB; divide it")
+    return data
 
 
 def _id_of(entry: object, position: int) -> str:

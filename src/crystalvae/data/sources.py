@@ -10,10 +10,12 @@ from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
+from crystalvae.checks import check_switch
+from crystalvae.data.cif_files import cif_paths
 from crystalvae.data.dataset import READER_VERSION, CrystalDataset
 from crystalvae.data.dataset_file import cached
 from crystalvae.data.file_splits import FILE_SPLITS, FileSplit, divide, frame_files, joined, warn_of_motion
-from crystalvae.data.readers import read_crystals
+from crystalvae.data.readers import check_readable, read_crystals
 from crystalvae.data.tables import TABLE_SUFFIXES
 from crystalvae.errors import ConfigError, DataError
 from crystalvae.files import files_key
@@ -61,7 +63,7 @@ class TableSource:
         strict: bool = False,
         cache_dir: str | None = None,
     ) -> None:
-        self.name, self.max_atoms, self.strict = name, max_atoms, strict
+        self.name, self.max_atoms, self.strict = name, max_atoms, check_switch("data.source.strict", strict)
         self.data_dir = Path(data_dir).expanduser() if data_dir else None
         self.files = {split: Path(path).expanduser() for split, path in (files or {}).items() if path}
         unknown = set(self.files) - set(SPLITS)
@@ -169,13 +171,13 @@ class FileSource:
         self.split: FileSplit = split
         self.niggli = niggli
         self.fractions, self.seed = {"val": val_fraction, "test": test_fraction}, seed
-        self.max_atoms, self.strict, self.cache = max_atoms, strict, cache_root(cache_dir)
+        self.max_atoms, self.strict = max_atoms, check_switch("data.source.strict", strict)
+        self.cache = cache_root(cache_dir)
 
     def load(self, split: Split) -> CrystalDataset:
         """Return the crystals of a split, in the order of the source."""
-        if not self.source.exists():
-            raise DataError(f"data.source.path: no such file or folder {self.source}")
-        cifs = sorted(self.source.glob("*.cif")) if self.source.is_dir() else []
+        check_readable(self.source)
+        cifs = cif_paths(self.source) if self.source.is_dir() else []
         files = frame_files(self.source) if self.source.is_dir() and not cifs else [self.source]
         datasets = [self._read(path, cifs or [path]) for path in files]
         warn_of_motion(datasets, files, split=self.split, niggli=self.niggli)

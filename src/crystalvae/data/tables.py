@@ -101,11 +101,16 @@ def _table_rows(path: Path, frame: pd.DataFrame, malformed: dict[int, str]) -> I
         while number in malformed:
             yield "?", partial(_refuse_row, malformed[number]), {}
             number += 1
-        missing = crystal_id in {None, ""} or crystal_id != crystal_id  # noqa: PLR0124  pandas puts NaN there
-        name = f"row-{number}" if missing else str(crystal_id)
-        yield name, partial(_parse_cell, cif), {key: values[position] for key, values in numeric.items()}
+        properties = {key: values[position] for key, values in numeric.items()}
+        yield _row_id(crystal_id, number), partial(_parse_cell, cif), properties
     for number in sorted(entry for entry in malformed if entry > number):
         yield "?", partial(_refuse_row, malformed[number]), {}
+
+
+def _row_id(given: object, number: int) -> str:
+    # pandas puts NaN where there is none; a list or a mapping, which parquet may hold, names no crystal.
+    named = isinstance(given, (str, int, float, np.integer, np.floating)) and given != "" and given == given  # noqa: PLR0124
+    return str(given) if named else f"row-{number}"
 
 
 def _numeric_columns(path: Path, frame: pd.DataFrame) -> dict[str, list[float]]:
@@ -117,15 +122,37 @@ def _numeric_columns(path: Path, frame: pd.DataFrame) -> dict[str, list[float]]:
         # An unnamed or repeated index column carries nothing; "." in a name cannot be addressed from a config.
         if column in {"cif", "material_id", ""} or column.startswith("Unnamed") or "." in name:
             continue
-        if not pd.api.types.is_numeric_dtype(frame[column].dtype):
+        given = (
+            frame[column]
+            if pd.api.types.is_numeric_dtype(frame[column].dtype)
+            else _mostly_numbers(path, frame, column)
+        )
+        if given is None:
             continue
-        values = frame[column].to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
+        values = given.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
         huge = np.abs(values) > np.finfo(np.float32).max
         if huge.any():
             log.warning("%s: column %r has %d values beyond float32, taken as missing", path, column, int(huge.sum()))
             values[huge] = np.nan
         columns[name] = values.tolist()
     return columns
+
+
+def _mostly_numbers(path: Path, frame: pd.DataFrame, column: str) -> pd.Series | None:
+    """Return a column of texts of which at least half are numbers, the others missing; None for any other column."""
+    import pandas as pd
+
+    present = frame[column].dropna()
+    texts = present[present.map(lambda value: isinstance(value, (str, int, float)) and not isinstance(value, bool))]
+    numbers = pd.to_numeric(texts, errors="coerce").dropna()
+    if len(numbers) == 0 or 2 * len(numbers) < len(present):
+        return None
+    others = present.drop(numbers.index)
+    log.warning(
+        "%s: column %r has %d cells that are no numbers, taken as missing: %s",
+        path, column, len(others), ", ".join(repr(str(value)[:20]) for value in others.iloc[:3]),
+    )  # fmt: skip
+    return numbers.reindex(frame.index)
 
 
 def _parse_cell(cif: object) -> RawCrystal:

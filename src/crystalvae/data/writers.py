@@ -39,6 +39,7 @@ def write_crystals(
     ids: Sequence[str] | None = None,
     overwrite: bool = False,
     info: Mapping[str, object] | None = None,
+    pictures: Mapping[str, Callable[[Path], object]] | None = None,
 ) -> list[Path]:
     """Write crystals and `samples.csv` to a folder and return the paths of all files, in the order of the crystals.
 
@@ -54,6 +55,7 @@ def write_crystals(
         ids: File names without suffix, else 0000, 0001, … with as many digits as are needed, at least four.
         overwrite: Replace the files of an earlier export. Other files in the folder are never touched.
         info: What to keep beside the list of files in `samples.json`, such as the seed.
+        pictures: Further files of the export, by name, and what draws each to the path that it is given.
 
     Every format is written from one set of float64 arrays: atoms in the order given, cell lengths, angles and
     fractional coordinates rounded to 8 decimals. A CIF has no orientation, so all files have the cell in the one that
@@ -87,7 +89,9 @@ def write_crystals(
         own = {name: values for name, values in _facts(host).items() if name not in given}
         rows = pd.DataFrame({"id": pd.Series(names, dtype=object), **given, **own})
         rows.to_csv(folder / "samples.csv", index=False, float_format="%.8g", lineterminator="\n")
-        files += ["samples.csv", MANIFEST_NAME]
+        for name, draw in (pictures or {}).items():
+            draw(folder / name)
+        files += ["samples.csv", *(pictures or {}), MANIFEST_NAME]
         manifest = {
             "written_by": WRITER,
             "complete": True,

@@ -18,10 +18,11 @@ from crystalvae.build import build, to_plain
 from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints import format as checkpoints
 from crystalvae.checkpoints.trusted import trusting
-from crystalvae.checks import check_count
+from crystalvae.checks import check_count, check_switch
 from crystalvae.data.augmentation import Augmentation, InputNoise
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.dataset import CrystalDataset
+from crystalvae.data.soundness import sound_crystals
 from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.atom_counts import draw_atom_counts
@@ -90,6 +91,8 @@ class VAEModule(L.LightningModule):
         self.statistics: dict[str, Any] = {}
         """What the checkpoint knows of the training set: `num_atoms`, {atom count: crystals}, and its name."""
         plain = self.config
+        check_switch("vae_module.atom_type_predict", atom_type_predict)
+        check_switch("vae_module.bound_lattice", bound_lattice)
         conditioning = Conditioning.of(plain["condition"])
         built_decoder = conditioning.build("decoder", plain["decoder"], atom_type_predict=atom_type_predict)
         built_encoder = conditioning.build("encoder", plain["encoder"])
@@ -154,7 +157,7 @@ class VAEModule(L.LightningModule):
 
         "conditions" holds what a conditional model was told of the crystals: what they are, as far as that is known.
         """
-        crystals = self.condition.known(as_crystals(batch))
+        crystals = self.condition.known(sound_crystals("encode", as_crystals(batch)))
         hidden = self.vae.hidden(crystals)
         return {
             "x": hidden,
@@ -200,7 +203,7 @@ class VAEModule(L.LightningModule):
 
         A conditional model encodes with what the crystals are, and decodes with the same or with `conditions`.
         """
-        crystals = self.condition.known(crystals)
+        crystals = self.condition.known(sound_crystals("reconstruct_crystals", crystals))
         target = crystals if conditions is None else self.condition.asked(crystals, conditions)
         return self.vae.to_crystals(self.vae.reconstruct(crystals, target).decoded, target)
 
@@ -306,7 +309,7 @@ class VAEModule(L.LightningModule):
 
     def taken(self, name: str, structures: Any, *, single: bool = False) -> CrystalBatch:
         """Return crystals in any of the forms above as a batch on the model's device; `name` is for errors."""
-        return (to_crystal if single else to_crystals)(name, structures).to(self.device)
+        return sound_crystals(name, (to_crystal if single else to_crystals)(name, structures)).to(self.device)
 
     def reparameterize(
         self, mean: Float[Tensor, "N L"], logvar: Float[Tensor, "N L"], *, generator: torch.Generator | None = None

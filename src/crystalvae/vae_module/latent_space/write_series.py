@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from crystalvae.data.batch import CrystalBatch
@@ -18,6 +18,7 @@ def write_series(
     ids: Sequence[str] | None = None,
     overwrite: bool = False,
     info: Mapping[str, object] | None = None,
+    pictures: Mapping[str, Callable[[Path], object]] | None = None,
 ) -> list[Path]:
     """Write crystals in their order and return the paths: `0000.cif`, … and one trajectory `samples.extxyz`.
 
@@ -29,4 +30,6 @@ def write_series(
     table = pd.DataFrame(dict(columns or {}), index=range(len(crystals)))
     for name, values in crystals.detach().to("cpu").properties.items():
         table[name] = values.numpy()
-    return write_crystals(crystals, output_dir, table=table, formats=formats, ids=ids, overwrite=overwrite, info=info)
+    return write_crystals(
+        crystals, output_dir, table=table, formats=formats, ids=ids, overwrite=overwrite, info=info, pictures=pictures
+    )

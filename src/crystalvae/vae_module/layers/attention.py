@@ -89,7 +89,7 @@ class PaddingPlan:
         source = self.source.view(rows, 1, width)
         slot = (self.position // width * heads * width + self.position % width)[:, None] + head * width  # (N, heads)
         bias = None
-        if self.attend is not None:
+        if self.attend is not None and width <= SMALL:  # longer rows never go through plain products
             bias = torch.zeros(self.attend.shape, device=device).masked_fill(~self.attend, -torch.inf)
             bias = bias.expand(-1, heads, -1, -1).reshape(-1, width, width)
         return HeadOrder(
