@@ -60,7 +60,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "a data set that is a list": lambda c: c["crystalvae"]["statistics"].update(dataset=["mp_20"]),
     "a mapping that hides get": lambda c: config(c)["vae"]["encoder"].update(get=1, keys=2, items=3),
     "numbers as keys": lambda c: c.update(state_dict=dict(enumerate(c["state_dict"].values()))),
-    "numbers as keys of the config": lambda c: config(c).update({7: 8}),
+    "numbers as keys of the config": lambda c: c["crystalvae"].update(config={**config(c), 7: 8}),
 }
 
 

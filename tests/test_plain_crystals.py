@@ -8,6 +8,7 @@ import sqlite3
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,7 +137,8 @@ def test_what_a_database_says_beside_atoms_is_not_decoded(tmp_path: Path, text: 
     from ase.db import connect
 
     structures = rock_salt_and_friends()
-    with connect(tmp_path / "x.db") as database:
+    connection: Any = connect(tmp_path / "x.db")
+    with connection as database:
         for atoms in CrystalBatch.from_structures(structures).to_atoms():
             database.write(atoms, band_gap=1.5, data={"volume": 3.0})
     content = json.dumps({"band_gap": 1.5, "bad": text})
