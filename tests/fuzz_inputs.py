@@ -59,7 +59,7 @@ def zip_of_cifs(rng: random.Random, originals: Path, folder: Path) -> Damaged:
             content = (originals / f"{number}.cif").read_bytes()
             name = rng.choice((f"{number}.cif", f"a/{number}.cif", "../up.cif", "/root.cif", "é\x1b[2J.cif", ".cif"))
             if rng.random() < 0.3:
-                content = rng.choice((b" " * 2**27, b"", b"\0", b"data_x\nloop_\n" + b"_a\n" * 10_000))
+                content = rng.choice((b" " * (2**26 + 1), b"", b"\0", b"data_x\nloop_\n" + b"_a\n" * 10_000))
             archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
     content, untouched = packed.getvalue(), {"intact"}
     if rng.random() < 0.5:

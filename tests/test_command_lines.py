@@ -64,6 +64,7 @@ def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize("line", LINES)
 def test_what_cannot_be_right_is_one_paragraph(line: str, quiet: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

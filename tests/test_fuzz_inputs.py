@@ -12,7 +12,7 @@ from crystalvae.errors import CrystalVAEError
 from tests.fuzz import load_crystals, write_originals
 from tests.fuzz_inputs import KINDS
 
-CASES = 12
+CASES = 6
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pipes, devices and names of Linux")
 

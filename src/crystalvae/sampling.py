@@ -153,11 +153,13 @@ def _check_size(key: str, atoms: int) -> None:
 
 def _check_near(module: VAEModule, template: CrystalBatch) -> None:
     """Warn of conditions that are far from all that the model saw in training; `ConfigError` for absurd ones."""
+    told: set[str] = set()  # an encoder and a decoder may be told the same
     for embedder in (part for part in module.modules() if isinstance(part, ConditionEmbedder)):
         for index, name in enumerate(embedder.names):
             values = template.conditions.get(name)
-            if values is None or name in CLASSES or name in ELEMENTS:
+            if values is None or name in CLASSES or name in ELEMENTS or name in told:
                 continue
+            told.add(name)
             mean, std = float(embedder.mean[index]), float(embedder.std[index])
             far = ((values - mean).abs() / std).nan_to_num(0.0)
             if float(far.max()) > ABSURD:

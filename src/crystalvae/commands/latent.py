@@ -75,7 +75,10 @@ class Request:
         """Return the crystals to work on; `ConfigError` where an operation takes another number of them."""
         config = self.config
         if config.input is not None:
-            given = [config.input] if isinstance(config.input, str) else list(config.input)
+            plain = to_plain(config.input)
+            given = [plain] if isinstance(plain, str) else plain
+            if not isinstance(given, list) or not given:
+                raise ConfigError(f"input: got {plain!r}; expected a file or folder, or a list of them")
             chosen = _joined(
                 [read_crystals(checks.check_path("input", entry), niggli=True, unique_ids=True) for entry in given]
             )

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from crystalvae.build import build
 from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints import format as checkpoints
+from crystalvae.checks import check_count
 from crystalvae.commands.checked_config import with_values
 from crystalvae.commands.cli import is_main_process
 from crystalvae.commands.precision import choose_precision
@@ -62,7 +63,12 @@ def check_exclusive(config: DictConfig) -> None:
 
 
 def check_it_ends(trainer: DictConfig) -> None:
-    """Raise `ConfigError` where nothing says when training is over; Lightning would take 1,000 epochs for it."""
+    """Raise `ConfigError` where nothing says when training is over; Lightning would take 1,000 epochs for it.
+
+    Validation, which chooses the best checkpoint, needs a whole number of epochs, too.
+    """
+    if trainer.get("check_val_every_n_epoch") is not None:
+        check_count("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch)
     limits = {"max_epochs": trainer.get("max_epochs"), "max_steps": trainer.get("max_steps", -1)}
     if limits["max_epochs"] is None and limits["max_steps"] in {None, -1} and trainer.get("max_time") is None:
         raise ConfigError(
