@@ -23,7 +23,7 @@ class HierarchicalConfig:
     by side; `LadderBottleneck` says what each is called with. `hierarchical_kl` spreads the KL weight evenly over the
     levels, each counting 1 / `depth`; otherwise each counts in full. The others are of the model as a whole, for
     `hierarchical_vae`: `kl_weight` is its `loss_weights.kl`, `reconstruction_loss` its `coord_loss`, `beta_schedule`
-    its `objective.schedule`, from the step to a factor of the KL weight.
+    its `objective.schedule`, from the step to a factor: it multiplies `kl_weight` and does not override it.
 
     Raises `ConfigError`, another message for each field, for what cannot be used.
     """
