@@ -212,7 +212,7 @@ def test_encode_takes_structures_and_atoms() -> None:
         torch.testing.assert_close(module.encode(given)["posterior"].mean, expected, atol=1e-4, rtol=1e-4)
     assert module.encode(structures[0])["num_atoms"].tolist() == [8]
     with pytest.raises(ConfigError, match=r"batch: got a str; expected a CrystalBatch"):
-        module.encode("NaCl.cif")
+        module.encode("NaCl.cif")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_bare_tensor_is_decoded_with_atom_counts(crystals: CrystalBatch) -> None:
@@ -291,6 +291,7 @@ def test_quantize_gives_codes_their_numbers_and_the_loss(crystals: CrystalBatch)
     assert torch.equal(indices, bottleneck.codebooks.nearest(vectors))
     torch.testing.assert_close(loss, 0.25 * (vectors - quantized).square().mean())
     quantized.sum().backward()
+    assert vectors.grad is not None
     assert torch.equal(vectors.grad, torch.ones(6, 4)), "straight through"
 
 
@@ -300,11 +301,13 @@ def test_quantize_gives_codes_their_numbers_and_the_loss(crystals: CrystalBatch)
 def test_sample_with_no_number_and_by_name() -> None:
     module = tiny_module()
     module.statistics = {"num_atoms": {3: 1, 5: 2}}
-    seeded = {"generator": torch.Generator().manual_seed(0)}
-    assert len(module.sample(**seeded)) == 1
+    assert len(module.sample(generator=torch.Generator().manual_seed(0))) == 1
     assert len(module.generate()) == 1
     by_name = module.sample(n_samples=4, generator=torch.Generator().manual_seed(2))
-    assert_same_crystals(by_name, module.sample(4, generator=torch.Generator().manual_seed(2)))
+    by_place = module.sample(4, generator=torch.Generator().manual_seed(2))
+    assert isinstance(by_name, CrystalBatch)
+    assert isinstance(by_place, CrystalBatch)
+    assert_same_crystals(by_name, by_place)
     with pytest.raises(ConfigError, match="both batch and n_samples"):
         module.sample(2, n_samples=2)
     with pytest.raises(ConfigError, match=r"unknown temprature; expected some of .*temperature"):

@@ -29,7 +29,7 @@ from tests.samples import SIZES, random_crystals, tiny_config
 SCHEDULES = "crystalvae.vae_module.objectives.kl_schedules"
 
 
-def reached(schedule: Any, *, epochs: int, unit: str = "step", steps: int = 10, bounded: bool = True) -> list[bool]:
+def reached(schedule: Any, *, epochs: int, unit: Any = "step", steps: int = 10, bounded: bool = True) -> list[bool]:
     """After which epochs, of `steps` steps each, the weight is full."""
     objective: Any = ELBO(
         weights={}, coord_loss="periodic", latent_dim=4, schedule=schedule, schedule_unit=unit, kl_weight=0.5
@@ -94,12 +94,12 @@ def run(folder: Path, callbacks: list[Any], *, warmup: int, epochs: int = 5, **o
         )
     )
     crystals = random_crystals(SIZES * 2, seed=1)
-    loaders = [CrystalLoader(crystals, batch_size=4, shuffle=shuffle) for shuffle in (True, False)]
+    train, val = (CrystalLoader(crystals, batch_size=4, shuffle=shuffle) for shuffle in (True, False))
     quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
     trainer = L.Trainer(
         max_epochs=epochs, accelerator="cpu", callbacks=callbacks, default_root_dir=folder, **quiet, **options
     )
-    trainer.fit(module, *loaders)
+    trainer.fit(module, train, val)
     return trainer
 
 
