@@ -393,3 +393,11 @@ def test_the_documented_example_trains(crystals: CrystalBatch) -> None:
     vae.losses(TrainingBatch.whole(crystals), training=True)["loss"].backward()
     assert all(parameter.grad is not None for parameter in vae.parameters())
     assert vae.sample(CrystalBatch.empty([2, 3])).num_atoms.tolist() == [2, 3]
+
+
+def test_the_depth_is_the_number_of_encoders_unless_said() -> None:
+    config = HierarchicalConfig(modules(2), modules(2))
+    assert config.levels == 2
+    assert HierarchicalConfig(modules(2), modules(2), 2).levels == 2
+    with pytest.raises(ConfigError, match=r"decoders: got 3 modules with depth 2; expected 2"):
+        HierarchicalConfig(modules(2), modules(3))

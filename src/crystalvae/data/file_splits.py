@@ -44,7 +44,7 @@ def divide(
     needed = 1 + sum(share > 0 for share in fractions.values())
     if len(rows) < needed:
         raise ConfigError(
-            f"data.source.split=by_file: {source} has {len(rows)} files; expected at least {needed}, one a split. "
+            f"data.source.split=by_file: {source} has {len(rows)} files; expected at least {needed}, one per split. "
             "Use contiguous, or a folder with more"
         )
     order = torch.randperm(len(rows), generator=generator).tolist()

@@ -66,7 +66,7 @@ class FrameFeatures(nn.Module):
 
     @abstractmethod
     def crystals(self, frames: Float[Tensor, "T F"]) -> CrystalBatch:
-        """Return the crystals that standardised features stand for, one a frame."""
+        """Return the crystals that standardised features stand for, one per frame."""
 
     def prepare(self, trajectories: Sequence[Trajectory]) -> None:
         """Take over what else the features need of the training trajectories, before `raw` is first called."""
@@ -159,7 +159,7 @@ class FrameFeatures(nn.Module):
 
 
 class GeometryFeatures(FrameFeatures):
-    """The strain of the cell (6 numbers) and each atom's displacement in Å (3 numbers an atom).
+    """The strain of the cell (6 numbers) and each atom's displacement in Å (3 numbers per atom).
 
     Both are taken from a reference, the first frame of the first training trajectory, and do not depend on how the
     crystal is turned: with lattice = reference · D, strain is ½ (D Dᵀ - I), and displacements are differences of

@@ -23,25 +23,28 @@ def normal_noise(
 class DiagonalGaussianDistribution:
     """N(μ, diag σ²) over L latent dimensions for each of N atoms, from μ and log σ² side by side, (N, 2L).
 
+    `deterministic`: σ counts as 0, draws are the mean, and the KL is taken as 0, as in the published code.
+
     Source: Kingma & Welling, "Auto-Encoding Variational Bayes" (2014), section 3 and appendix B.
     """
 
-    def __init__(self, parameters: Float[Tensor, "N TwoL"]) -> None:
+    def __init__(self, parameters: Float[Tensor, "N TwoL"], deterministic: bool = False) -> None:
         if parameters.shape[-1] % 2:
             raise ValueError(f"parameters: expected an even last size (mean and log-variance), got {parameters.shape}")
         self.parameters = parameters
         self.mean, logvar = parameters.float().chunk(2, dim=-1)
         self.logvar = logvar.clamp(*LOG_VARIANCE_RANGE)
+        self.deterministic = deterministic
 
     @property
     def std(self) -> Float[Tensor, "N L"]:
         """Standard deviation σ."""
-        return torch.exp(0.5 * self.logvar)
+        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(0.5 * self.logvar)
 
     @property
     def var(self) -> Float[Tensor, "N L"]:
         """Variance σ²."""
-        return torch.exp(self.logvar)
+        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar)
 
     def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "N L"]:
         """Draw z = μ + σ·ε with ε from N(0, I); gradients flow to μ and σ. The generator may be another device's."""
@@ -64,6 +67,8 @@ class DiagonalGaussianDistribution:
 
         To N(0, 1) it is ½ (μ² + σ² - 1 - log σ²), to N(μ', σ'²) ½ ((μ - μ')² / σ'² + σ²/σ'² - 1 - log σ²/σ'²).
         """
+        if self.deterministic:
+            return torch.zeros_like(self.mean)
         if other is None:
             return 0.5 * (self.mean.square() + self.var - 1.0 - self.logvar)
         ratio = self.logvar - other.logvar

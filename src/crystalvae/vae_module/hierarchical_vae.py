@@ -48,7 +48,7 @@ def hierarchical_vae(
         encoders=config.encoders,
         decoders=config.decoders,
         priors=config.priors,
-        depth=config.depth,
+        depth=config.levels,
         hierarchical_kl=config.hierarchical_kl,
     )
     objective = {"_target_": f"{ELBO.__module__}.{ELBO.__name__}", **objective}
@@ -72,7 +72,7 @@ def hierarchical_vae(
             "crystal_dims": list(crystal_dims),
             "features": features,
             "decoded": decoded,
-            "depth": config.depth,
+            "depth": config.levels,
             "hierarchical_kl": config.hierarchical_kl,
             **described,
         }

@@ -193,10 +193,19 @@ class CrystalVAE(nn.Module):
         latents = posterior.mode() if noise is None else posterior.reparameterize(noise)
         return Reconstruction(target, posterior, latents, self.decode(latents, target))
 
-    def losses(self, made: Reconstruction, batch: TrainingBatch, *, step: int = 0, epoch: int = 0) -> dict[str, Tensor]:
+    def losses(
+        self,
+        made: Reconstruction,
+        batch: TrainingBatch,
+        *,
+        step: int | None = None,
+        epoch: int | None = None,
+        beta: float | None = None,
+    ) -> dict[str, Tensor]:
         """Return the weighted `loss`, its unweighted parts, and what the bottleneck reports beside them.
 
-        Sums are divided by this process's share of the global `batch`; `step` and `epoch` are for schedules.
+        Sums are divided by this process's share of the global `batch`. `step` or `epoch` is for schedules; `beta` is a
+        KL weight that takes their place. Raises `ConfigError` where a schedule that moves is told no time.
         """
         losses = self.objective(
             made.decoded,
@@ -208,6 +217,7 @@ class CrystalVAE(nn.Module):
             penalty_weights=self.bottleneck.penalty_weights,
             step=step,
             epoch=epoch,
+            beta=beta,
         )
         return {**losses, **self.bottleneck.metrics(made.posterior, made.latents, made.target)}
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
 
 from crystalvae.build import build, to_plain
@@ -30,13 +31,14 @@ from crystalvae.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK, Bottlenec
 from crystalvae.vae_module.conditions.injection import Conditioning
 from crystalvae.vae_module.conditions.values import asked_values, told
 from crystalvae.vae_module.decoders.heads import DecodedCrystals
-from crystalvae.vae_module.distribution import normal_noise
+from crystalvae.vae_module.distribution import LOG_VARIANCE_RANGE, DiagonalGaussianDistribution, normal_noise
 from crystalvae.vae_module.draw_crystals import Spread, draw_crystals, one_by_one
 from crystalvae.vae_module.latent_source import DrawOptions, LatentSource, LearnedPrior
 from crystalvae.vae_module.latent_space import interpolation
+from crystalvae.vae_module.latent_space.bare_latents import crystals_of_latents
 from crystalvae.vae_module.latent_space.embedding import embed
 from crystalvae.vae_module.latent_space.index import EmbeddingIndex, Neighbours
-from crystalvae.vae_module.latent_space.inputs import as_crystals, to_crystal, to_crystals
+from crystalvae.vae_module.latent_space.inputs import as_crystals, given_crystals, to_crystal, to_crystals
 from crystalvae.vae_module.latent_space.interpolation import Mode
 from crystalvae.vae_module.latent_space.latents import reconstruct
 from crystalvae.vae_module.latent_space.maps import Method, latent_map
@@ -44,6 +46,7 @@ from crystalvae.vae_module.lightning import build_optimizer, tell_epoch
 from crystalvae.vae_module.objectives.elbo import ELBO, check_weights
 from crystalvae.vae_module.objectives.latent_statistics import LatentStatistics
 from crystalvae.vae_module.objectives.reconstruction import CoordLoss
+from crystalvae.vae_module.output import VAEOutput
 from crystalvae.vae_module.reconstruction_errors import check_finite, reconstruction_errors
 from crystalvae.vae_module.vae import CrystalVAE, Reconstruction
 
@@ -52,6 +55,9 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
     from torch_geometric.data import Batch
 
+    Structures = CrystalBatch | Batch | Structure | Atoms | Sequence[Structure] | Sequence[Atoms]
+
+__all__ = ["DiagonalGaussianDistribution", "VAEModule"]  # published research code imports both from here
 log = logging.getLogger(__name__)
 
 
@@ -76,7 +82,7 @@ class VAEModule(L.LightningModule):
         atom_type_predict: bool = True,
         coord_loss: CoordLoss = "periodic",
         bound_lattice: bool = True,
-        loss_weights: Mapping[str, float] | None = None,
+        loss_weights: Mapping[str, float | None] | None = None,
         objective: Mapping[str, Any] | None = None,
         augmentation: Mapping[str, bool] | None = None,
         noise: Mapping[str, float] | None = None,
@@ -99,7 +105,7 @@ class VAEModule(L.LightningModule):
         built_bottleneck = as_bottleneck(
             build("bottleneck", plain["bottleneck"] or DEFAULT_BOTTLENECK, latent_dim=latent_dim)
         )
-        self.loss_weights = check_weights(plain["loss_weights"])
+        weights = check_weights(plain["loss_weights"])
         self.vae = CrystalVAE(
             encoder=built_encoder,
             decoder=built_decoder,
@@ -109,11 +115,12 @@ class VAEModule(L.LightningModule):
             objective=build(
                 "objective",
                 plain["objective"] or {"_target_": f"{ELBO.__module__}.{ELBO.__name__}"},
-                weights=self.loss_weights,
+                weights=weights,
                 coord_loss=coord_loss,
                 latent_dim=built_bottleneck.latent_dim,
             ),
         )
+        self.loss_weights: dict[str, float] = dict(getattr(self.vae.objective, "weights", weights))
         self.prior = None
         if plain["prior"] is not None:
             given = not self.vae.atom_type_predict
@@ -152,12 +159,39 @@ class VAEModule(L.LightningModule):
 
     # ---- encode, decode, reconstruct: the research interface ---------------------------------------------------------
 
-    def encode(self, batch: CrystalBatch | Batch) -> dict[str, Any]:
+    def forward(
+        self, batch: Structures, *, deterministic: bool | None = None, generator: torch.Generator | None = None
+    ) -> VAEOutput:
+        """Encode, take latents and decode them: what a VAE is called for, without a loss; keeps gradients.
+
+        z is the posterior's mean where `deterministic`, else drawn from it; None: drawn in training mode (`train()`),
+        the mean in evaluation. Crystals in any form that `encode` takes; nothing is augmented.
+        """
+        crystals = self.condition.known(self._crystals(batch))
+        posterior = self.vae.encode(crystals)
+        mean_alone = not self.training if deterministic is None else deterministic
+        z = posterior.mode() if mean_alone else posterior.sample(generator)
+        decoded = self.vae.decode(z, crystals)
+        return VAEOutput(
+            reconstruction=self.vae.to_crystals(decoded, crystals),
+            mean=posterior.mean,
+            log_var=getattr(posterior, "logvar", None),
+            z=z,
+            posterior=posterior,
+            decoded=decoded,
+        )
+
+    def _crystals(self, batch: Any) -> CrystalBatch:
+        crystals = given_crystals("batch", batch)
+        return crystals if crystals.device == self.device else crystals.to(self.device)
+
+    def encode(self, batch: Structures) -> dict[str, Any]:
         """Encode: {"posterior", "x": encoder output (N, D), "atom_types", "num_atoms", "batch", "token_idx"}.
 
+        `batch` is a `CrystalBatch`, a PyG batch, or pymatgen structures or ASE atoms, one or a list of them.
         "conditions" holds what a conditional model was told of the crystals: what they are, as far as that is known.
         """
-        crystals = self.condition.known(sound_crystals("encode", as_crystals(batch)))
+        crystals = self.condition.known(sound_crystals("encode", self._crystals(batch)))
         hidden = self.vae.hidden(crystals)
         return {
             "x": hidden,
@@ -169,14 +203,28 @@ class VAEModule(L.LightningModule):
             "conditions": told(crystals, self.condition.names),
         }
 
-    def decode(self, encoded: Mapping[str, Any]) -> dict[str, Tensor]:
+    def decode(
+        self,
+        encoded: Mapping[str, Any] | Float[Tensor, "N L"],
+        *,
+        num_atoms: int | Sequence[int] | Tensor | None = None,
+        atom_types: Int[Tensor, "N"] | None = None,
+        conditions: Mapping[str, object] | None = None,
+    ) -> dict[str, Tensor]:
         """Decode latents `encoded["x"]` (N, L) for crystals of `encoded["num_atoms"]` atoms; writes nothing into it.
+
+        Or decode a bare tensor (N, L) with `num_atoms` beside it (a count for each crystal, or one that all have), the
+        elements `atom_types` (N,) in structure prediction, and `conditions` as `sample` takes them.
 
         Returns "atom_types" (N, 100) logits (absent in structure prediction), "frac_coords" (N, 3), "lattices" (B, 6),
         the same as "lengths" (B, 3), scaled, Å, and "angles" (B, 3), radians, and "coord_vectors" (N, 3, 2) where
         coordinates are decoded on the circle. Structure prediction reads the elements from `encoded["atom_types"]`, and
         a conditional model what it is told from `encoded["conditions"]`, if it is there.
         """
+        if isinstance(encoded, Tensor):
+            return self._decode_bare(encoded, num_atoms, atom_types, conditions)
+        if any(given is not None for given in (num_atoms, atom_types, conditions)):
+            raise ConfigError("decode: got num_atoms, atom_types or conditions beside a mapping; they belong into it")
         latents = encoded["x"]
         if latents.shape[-1] != self.latent_dim:
             raise ValueError(
@@ -190,6 +238,16 @@ class VAEModule(L.LightningModule):
             raise ValueError('decode: this model is given the elements; expected encoded["atom_types"] (N,)')
         decoded = self.vae.decode(latents, crystals.replace(conditions=encoded.get("conditions", {})))
         return decoded.to_mapping()
+
+    def _decode_bare(self, latents: Tensor, num_atoms: Any, atom_types: Any, conditions: Any) -> dict[str, Tensor]:
+        if latents.shape[-1] != self.latent_dim:
+            raise ConfigError(f"decode: got {latents.shape[-1]} numbers per atom; expected {self.latent_dim}")
+        if atom_types is None and self.vae.decoder.atom_type_input:
+            raise ConfigError("decode: this model is given the elements; expected atom_types= (N,)")
+        crystals = crystals_of_latents(latents, num_atoms, atom_types)
+        if conditions:
+            crystals = self.condition.asked(crystals, conditions)
+        return self.vae.decode(latents, crystals).to_mapping()
 
     def reconstruct(self, decoder_out: Mapping[str, Tensor], batch: CrystalBatch | Batch) -> CrystalBatch:
         """Turn what `decode` returned into crystals with the atom counts of `batch` (and its elements if not told)."""
@@ -216,10 +274,11 @@ class VAEModule(L.LightningModule):
 
     def sample(
         self,
-        batch: CrystalBatch | Batch | int,
+        batch: CrystalBatch | Batch | int | None = None,
         return_atoms: bool = False,
         return_structures: bool = False,
         *,
+        n_samples: int | None = None,
         generator: torch.Generator | None = None,
         batch_size: int = 512,
         advance: Callable[[int], object] = lambda _done: None,
@@ -227,7 +286,8 @@ class VAEModule(L.LightningModule):
     ) -> CrystalBatch | list[Atoms] | list[Structure]:
         """Sample crystals with the atom counts of `batch` (`CrystalBatch.empty`), and its elements where given.
 
-        For a number n, n crystals are sampled, with atom counts drawn from those of the training set.
+        For a number n, or `n_samples`, n crystals are sampled, with atom counts drawn from those of the training set;
+        without either, one.
 
         Where the checkpoint holds a learned prior, latents are drawn from it, otherwise from the bottleneck's own; the
         log says which. `options` are those of `DrawOptions`: temperature, conditions, chemical_system,
@@ -236,7 +296,11 @@ class VAEModule(L.LightningModule):
         """
         if return_atoms and return_structures:
             raise ValueError("sample: return_atoms and return_structures exclude each other")
+        if batch is not None and n_samples is not None:
+            raise ConfigError("sample: got both batch and n_samples; the number of crystals is said once")
         asked = DrawOptions.of(options)
+        if batch is None:
+            batch = 1 if n_samples is None else n_samples
         if isinstance(batch, Integral):
             count = cast("int", batch)
             check_count("sample: the number of crystals", count)
@@ -252,7 +316,7 @@ class VAEModule(L.LightningModule):
             return crystals.to_atoms()
         return crystals.to_structure() if return_structures else crystals
 
-    def generate(self, batch: CrystalBatch | Batch | int, **options: Any) -> Any:
+    def generate(self, batch: CrystalBatch | Batch | int | None = None, **options: Any) -> Any:
         """Sample crystals: another name of `sample`, with its options."""
         return self.sample(batch, **options)
 
@@ -314,10 +378,14 @@ class VAEModule(L.LightningModule):
     def reparameterize(
         self, mean: Float[Tensor, "N L"], logvar: Float[Tensor, "N L"], *, generator: torch.Generator | None = None
     ) -> Float[Tensor, "N L"]:
-        """Draw z = μ + exp(½ log σ²) ε with ε from N(0, I); with gradients to both (Kingma & Welling 2014, 2.4)."""
+        """Draw z = μ + exp(½ log σ²) ε with ε from N(0, I); with gradients to both (Kingma & Welling 2014, 2.4).
+
+        log σ² is clamped to `LOG_VARIANCE_RANGE`, as that of a posterior is.
+        """
         if mean.shape != logvar.shape:
             raise ConfigError(f"logvar: got shape {tuple(logvar.shape)}; expected that of mean, {tuple(mean.shape)}")
-        return mean + torch.exp(0.5 * logvar) * normal_noise(mean.shape, mean.device, generator).to(mean)
+        std = torch.exp(0.5 * logvar.clamp(*LOG_VARIANCE_RANGE))
+        return mean + std * normal_noise(mean.shape, mean.device, generator).to(mean)
 
     def reconstruct_structures(
         self,
@@ -346,7 +414,7 @@ class VAEModule(L.LightningModule):
         self,
         a: CrystalBatch | Structure | Atoms,
         b: CrystalBatch | Structure | Atoms,
-        steps: int,
+        steps: int = 9,
         mode: Mode = "linear",
     ) -> CrystalBatch:
         """Return `steps` crystals on the way from a to b, both included; see `interpolation.interpolate`."""
@@ -360,9 +428,17 @@ class VAEModule(L.LightningModule):
         range: tuple[float, float] = (-3.0, 3.0),  # noqa: A002  the name that VAE libraries have for it
         steps: int = 7,
         *,
+        range_vals: tuple[float, float] | None = None,
         atom: int | None = None,
     ) -> CrystalBatch:
-        """Return crystals in which latent dimension `dim` is moved by offsets in `range`: `interpolation.traverse`."""
+        """Return crystals in which latent dimension `dim` is moved by offsets in `range`: `interpolation.traverse`.
+
+        `range_vals` is another name of `range`.
+        """
+        if range_vals is not None:
+            if tuple(range) != (-3.0, 3.0):
+                raise ConfigError("latent_traversal: got both range and range_vals; they are the same, give one")
+            range = range_vals  # noqa: A001
         crystal = self.condition.known(self.taken("structure", structure, single=True))
         return interpolation.traverse(self.vae, crystal, dim=dim, limits=range, steps=steps, atom=atom)
 
@@ -408,12 +484,84 @@ class VAEModule(L.LightningModule):
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
-    def losses(self, batch: TrainingBatch, *, training: bool) -> dict[str, Tensor]:
-        """Return the weighted `loss` and its unweighted parts; training augments, adds noise and samples the latent."""
-        return self._losses(self._reconstruction(batch, training=training), batch)
+    def losses(
+        self,
+        batch: TrainingBatch | Structures,
+        *,
+        step: int | None = None,
+        epoch: int | None = None,
+        beta: float | None = None,
+        training: bool | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the weighted `loss` and its unweighted parts; `training` augments, adds noise and samples the latent.
+
+        None: as the module is, `train()` or `eval()`. A `TrainingBatch` brings the seed of its noise; other crystals
+        (in any form that `encode` takes) get noise that is a function of `step`, and without one is drawn by PyTorch's
+        global generator. `step` and `epoch`, counted from 0, are for schedules of the KL weight and of the capacity; a
+        Trainer at work knows them. `beta` is a KL weight that takes the place of the schedule's for this call.
+
+        Raises `ConfigError` where the objective changes with time and neither a Trainer nor the caller tells it.
+        """
+        step, epoch = self._time(step, epoch)
+        training = self.training if training is None else training
+        shard = self._shard(batch, step if training else 0)
+        made = self._reconstruction(shard, training=training)
+        return self.vae.losses(made, shard, step=step, epoch=epoch, beta=beta)
+
+    def create_loss_fn(
+        self, step: int, *, epoch: int | None = None, beta: float | None = None, training: bool | None = None
+    ) -> Callable[[TrainingBatch | Structures], Tensor]:
+        """Return a function from crystals to the loss at this step, a number with gradients; options as `losses`."""
+        return lambda batch: self.losses(batch, step=step, epoch=epoch, beta=beta, training=training)["loss"]
+
+    def train_step(
+        self,
+        batch: TrainingBatch | Structures,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        *,
+        epoch: int | None = None,
+        gradient_clip_val: float | None = None,
+    ) -> dict[str, Tensor]:
+        """Take one step of training, number `step` from 0, as a Trainer would, and return the losses before it.
+
+        Codebooks learn, too; a learning-rate schedule is the caller's. `gradient_clip_val` is the largest norm of the
+        gradient. The module stays in the mode it is in: call `train()` where there is dropout. Before the first step,
+        `vae.fit_conditions(crystals)` tells a conditional model the scale of its conditions. Raises `TrainingError`
+        for a loss that is not finite.
+        """
+        _, epoch = self._time(step, epoch)
+        shard = self._shard(batch, step)
+        made = self._reconstruction(shard, training=True)
+        losses = self.vae.losses(made, shard, step=step, epoch=epoch)
+        check_finite(losses, shard, None)
+        self.vae.bottleneck.update(made.posterior, shard)
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        if gradient_clip_val is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        optimizer.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _time(self, step: int | None, epoch: int | None) -> tuple[int | None, int | None]:
+        """Return step and epoch: as given, else those of a Trainer at work; None where there is none."""
+        for name, value in (("step", step), ("epoch", epoch)):
+            if value is not None:
+                check_count(name, value, at_least=0)
+        trainer = self._trainer
+        if trainer is None or trainer.state.status != TrainerStatus.RUNNING:
+            return step, epoch
+        return self.global_step if step is None else step, self.current_epoch if epoch is None else epoch
+
+    def _shard(self, batch: TrainingBatch | Structures, step: int | None) -> TrainingBatch:
+        if isinstance(batch, TrainingBatch):
+            return batch
+        number = int(torch.randint(2**31, ())) if step is None else step
+        return TrainingBatch.whole(self._crystals(batch), seed=(0, 0, number))
 
     def _losses(self, made: Reconstruction, batch: TrainingBatch) -> dict[str, Tensor]:
-        return self.vae.losses(made, batch, step=self.global_step, epoch=self.current_epoch)
+        step, epoch = self._time(None, None)
+        return self.vae.losses(made, batch, step=step, epoch=epoch)
 
     def _reconstruction(self, batch: TrainingBatch, *, training: bool) -> Reconstruction:
         target = batch.crystals
@@ -428,7 +576,7 @@ class VAEModule(L.LightningModule):
 
     def training_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the loss of one batch and log its parts; stop with the crystals' ids where it is not finite."""
-        shard = batch if isinstance(batch, TrainingBatch) else TrainingBatch.whole(batch)
+        shard = self._shard(batch, self.global_step)
         made = self._reconstruction(shard, training=True)
         losses = self._losses(made, shard)
         check_finite(losses, shard, getattr(self._trainer, "datamodule", None))
@@ -480,6 +628,8 @@ class VAEModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Take the training set's statistics into the model, and so into its checkpoints."""
+        if (warning := getattr(self.objective, "too_light", None)) and self.trainer.is_global_zero:
+            log.warning("%s", warning)
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None:
             self.statistics = datamodule.statistics()

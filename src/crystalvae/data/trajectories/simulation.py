@@ -81,7 +81,7 @@ class Simulation:
         """Run all trajectories and return them in order.
 
         `calculator` builds the potential; it is called once for each trajectory, in the process that runs it, and must
-        be picklable for more than one process. `n_jobs` is joblib's: -1 for one process a core.
+        be picklable for more than one process. `n_jobs` is joblib's: -1 for one process per core.
         """
         one = partial(self.one, atoms=atoms, calculator=calculator)
         frames = self.num_trajectories * self.num_frames

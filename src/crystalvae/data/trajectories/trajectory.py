@@ -131,7 +131,7 @@ class Trajectory:
         )
 
     def to_atoms(self) -> list[Atoms]:
-        """Return ASE atoms, one a frame: unwrapped positions, energies and forces as results, the rest in `info`.
+        """Return ASE atoms, one per frame: unwrapped positions, energies and forces as results, the rest in `info`.
 
         `info` has `time` in fs and the properties that are known; whole-number properties stay whole numbers.
         """

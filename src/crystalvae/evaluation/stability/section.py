@@ -82,7 +82,7 @@ def stability_section(
         reference: The distribution that energies are compared with.
         hull: The known crystals, as many as there are: all splits of a data set, since a hull that lacks a phase calls
             too much stable, and one that lacks an element says nothing of its compounds. Of these only such are
-            computed as share a chemical system, or part of one, with generated crystals.
+            computed as share per chemical system, or part of one, with generated crystals.
         hull_name: What to call them in the output.
         runner: Runs and caches one relaxation a task.
         potential: The potential, for generated and known crystals alike.

@@ -23,7 +23,7 @@ def frame_table(
     trajectories: Mapping[str, Trajectory],
     communities: Int[np.ndarray, "K"] | None = None,
 ) -> pd.DataFrame:
-    """Return a row a frame: trajectory, frame, time in fs, motif, confidence, community, and the frame's properties.
+    """Return a row per frame: trajectory, frame, time in fs, motif, confidence, community, and the frame's properties.
 
     Raises `DataError` for a trajectory that has other than its segmentation's frames.
     """

@@ -14,7 +14,7 @@ from crystalvae.errors import ConfigError
 ReconstructionLoss = Literal["periodic", "mse"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False)
 class HierarchicalConfig:
     """Modules of a hierarchy of `depth` latents, the lowest (level 1, entry 0) per atom, the others per crystal.
 
@@ -23,27 +23,34 @@ class HierarchicalConfig:
     by side; `LadderBottleneck` says what each is called with. `hierarchical_kl` spreads the KL weight evenly over the
     levels, each counting 1 / `depth`; otherwise each counts in full. The others are of the model as a whole, for
     `hierarchical_vae`: `kl_weight` is its `loss_weights.kl`, `reconstruction_loss` its `coord_loss`, `beta_schedule`
-    its `objective.schedule`, from the step to a factor of the KL weight.
+    its `objective.schedule`, from the step to a factor: it multiplies `kl_weight` and does not override it.
 
     Raises `ConfigError`, another message for each field, for what cannot be used.
     """
 
     encoders: Sequence[nn.Module] | nn.ModuleList
     decoders: Sequence[nn.Module] | nn.ModuleList
-    depth: int
+    depth: int | None = None
     priors: Sequence[nn.Module] | nn.ModuleList | None = None
     kl_weight: float = 1e-5
     reconstruction_loss: ReconstructionLoss = "periodic"
     beta_schedule: Callable[[int], float] | None = None
     hierarchical_kl: bool = True
 
+    @property
+    def levels(self) -> int:
+        """`depth`, which is the number of encoders where it was left out."""
+        return len(self.encoders) if self.depth is None else self.depth
+
     def __post_init__(self) -> None:
-        if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 1:
+        if self.depth is not None and (
+            isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 1
+        ):
             raise ConfigError(f"bottleneck.depth: got {self.depth!r}; expected a whole number of levels, at least 1")
         self._check_modules("encoders", self.encoders, self.depth, "one for each of the depth levels")
-        self._check_modules("decoders", self.decoders, self.depth, "one for each of the depth levels")
+        self._check_modules("decoders", self.decoders, self.levels, "one for each of the depth levels")
         if self.priors is not None:
-            needed = self.depth - 1
+            needed = self.levels - 1
             if not needed:
                 raise ConfigError("bottleneck.priors: depth 1 has no level with another above it; expected null")
             self._check_modules("priors", self.priors, needed, "depth - 1, one for each level but the deepest")
@@ -61,17 +68,18 @@ class HierarchicalConfig:
         if not isinstance(self.hierarchical_kl, bool):
             raise ConfigError(f"bottleneck.hierarchical_kl: got {self.hierarchical_kl!r}; expected true or false")
 
-    def _check_modules(self, name: str, modules: Any, expected: int, meaning: str) -> None:
+    def _check_modules(self, name: str, modules: Any, count: int | None, meaning: str) -> None:
         if not isinstance(modules, (list, tuple, nn.ModuleList)):
             raise ConfigError(f"bottleneck.{name}: got a {type(modules).__name__}; expected a list of torch modules")
         if len(modules) == 0:
-            raise ConfigError(f"bottleneck.{name}: got an empty list; expected {expected} torch modules: {meaning}")
+            wanted = "some" if count is None else count
+            raise ConfigError(f"bottleneck.{name}: got an empty list; expected {wanted} torch modules: {meaning}")
         for position, module in enumerate(modules):
             if not isinstance(module, nn.Module):
                 raise ConfigError(
                     f"bottleneck.{name}[{position}]: got a {type(module).__name__}; expected a torch.nn.Module"
                 )
-        if len(modules) != expected:
+        if count is not None and len(modules) != count:
             raise ConfigError(
-                f"bottleneck.{name}: got {len(modules)} modules with depth {self.depth}; expected {expected}: {meaning}"
+                f"bottleneck.{name}: got {len(modules)} modules with depth {self.levels}; expected {count}: {meaning}"
             )

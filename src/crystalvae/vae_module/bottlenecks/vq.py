@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -43,6 +45,17 @@ class QuantizedPosterior:
     def mode(self) -> Float[Tensor, "N L"]:
         """Return the codes."""
         return self.mean
+
+
+class Quantized(NamedTuple):
+    """Vectors that were quantised: the codes (N, L), the numbers of the codes (N, G), and what the loss gets.
+
+    The codes hand their gradient to the vectors (straight-through).
+    """
+
+    quantized: Tensor
+    indices: Tensor
+    loss: Tensor
 
 
 class VQBottleneck(Bottleneck):
@@ -106,8 +119,21 @@ class VQBottleneck(Bottleneck):
 
     def posterior(self, parameters: Float[Tensor, "N I"], crystals: CrystalBatch) -> QuantizedPosterior:  # noqa: ARG002
         """Return the nearest codes."""
-        indices = self.codebooks.nearest(parameters)
-        return QuantizedPosterior(parameters, self.codebooks.lookup(indices), indices)
+        return self._nearest(parameters)
+
+    def quantize(self, vectors: Float[Tensor, "N L"]) -> Quantized:
+        """Replace vectors, such as what `CrystalVAE.quant_conv` gives, with the nearest codes.
+
+        The loss is what training adds for them: commitment and codebook loss, weighted, means over N.
+        """
+        posterior = self._nearest(vectors)
+        penalties = self.penalties(posterior, atoms=len(vectors))
+        loss = torch.stack([self.penalty_weights[name] * value for name, value in penalties.items()]).sum()
+        return Quantized(posterior.mean, posterior.encoding_indices, loss)
+
+    def _nearest(self, vectors: Float[Tensor, "N L"]) -> QuantizedPosterior:
+        indices = self.codebooks.nearest(vectors)
+        return QuantizedPosterior(vectors, self.codebooks.lookup(indices), indices)
 
     def features(self, latents: Float[Tensor, "N L"], crystals: CrystalBatch) -> Float[Tensor, "N O"]:  # noqa: ARG002
         """Quantise latents: codes stay what they are."""

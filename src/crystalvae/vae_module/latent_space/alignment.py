@@ -58,8 +58,9 @@ def align(a: CrystalBatch, b: CrystalBatch, *, shift_origin: bool = True) -> Ali
     if len(a) != 1 or len(b) != 1 or a.num_nodes != b.num_nodes:
         counts = [crystal.num_atoms.tolist() for crystal in (a, b)]
         raise ConfigError(
-            f"a, b: got crystals of {counts[0]} and {counts[1]} atoms; expected the same number of atoms in each (take "
-            "a supercell of the smaller one where that makes them equal)"
+            f"a, b: got crystals of {counts[0]} and {counts[1]} atoms; expected the same number of atoms in each: "
+            "every atom has a latent of its own, which goes over into that of an atom of the other crystal (take a "
+            "supercell of the smaller one where that makes them equal)"
         )
     (numbers_a, frac_a, lattice_a), (numbers_b, frac_b, lattice_b) = a.to_arrays()[0], b.to_arrays()[0]
     axes, cell = _common_cell(lattice_a, lattice_b)

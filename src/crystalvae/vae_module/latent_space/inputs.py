@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from jaxtyping import Float
 from torch import Tensor
@@ -26,6 +26,25 @@ def as_crystals(batch: CrystalBatch | Batch | TrainingBatch) -> CrystalBatch:
     if isinstance(batch, CrystalBatch):
         return batch
     return batch.crystals if isinstance(batch, TrainingBatch) else CrystalBatch.from_pyg(batch)
+
+
+def given_crystals(
+    name: str,
+    given: CrystalBatch
+    | Batch
+    | TrainingBatch
+    | CrystalDataset
+    | Structure
+    | Atoms
+    | Sequence[Structure]
+    | Sequence[Atoms],
+) -> CrystalBatch:
+    """Return crystals from batches as they are, elements that are not known included, or as `to_crystals` does."""
+    from torch_geometric.data.data import BaseData
+
+    if isinstance(given, (CrystalBatch, TrainingBatch, BaseData)):
+        return as_crystals(cast("CrystalBatch", given))
+    return to_crystals(name, given)
 
 
 def to_crystals(

@@ -28,23 +28,30 @@ from crystalvae.vae_module.objectives.reconstruction import (
 ScheduleUnit = Literal["step", "epoch"]
 PUBLISHED_WEIGHTS = {"atom_types": 1.0, "frac_coords": 10.0, "lengths": 1.0, "angles": 10.0, "kl": 1e-5}
 """Weights of the published Chemeleon2 VAE."""
+NEGLIGIBLE_WEIGHT = 1e-3
+"""Below this weight a KL of some ten nats per atom is less than a hundredth of the weighted reconstruction loss."""
 
 
-def check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
-    """Return a weight for every part of the loss; the published ones where nothing is said."""
-    given = dict(weights or {})
+def check_weights(weights: Mapping[str, float | None] | None) -> dict[str, float]:
+    """Return a weight for each part of the reconstruction, the published ones where nothing is said, and `kl` if given.
+
+    A `kl` of None is as if nothing had been said: the objective knows its own.
+    """
+    given = {key: value for key, value in (weights or {}).items() if key != "kl" or value is not None}
     for key, value in given.items():
         if key not in PUBLISHED_WEIGHTS:
             raise ConfigError(f"loss_weights.{key}: unknown part; expected some of {', '.join(PUBLISHED_WEIGHTS)}")
         check_number(f"loss_weights.{key}", value)
-    return {**PUBLISHED_WEIGHTS, **given}
+    parts = {key: value for key, value in PUBLISHED_WEIGHTS.items() if key != "kl"}
+    return {**parts, **{key: float(value) for key, value in given.items() if value is not None}}
 
 
 class ELBO(nn.Module):
     """Σ weight · reconstruction part + β(t) · KL (β-VAE, Higgins et al. 2017); without parameters.
 
-    `weights` are the `loss_weights` of the model, β = `loss_weights.kl`. `schedule` is any callable from the step, or
-    the epoch where `schedule_unit` says so, to a factor of β; null: always 1. `element_loss` and `reductions` as
+    `weights` are the `loss_weights` of the model. β is `loss_weights.kl`, and `kl_weight` where that says nothing.
+    `schedule` is any callable from the step, or the epoch where `schedule_unit` says so, to a factor that β is
+    multiplied by (it does not take its place); null: always 1. `element_loss` and `reductions` as
     `reconstruction_losses`. With "mean" the KL is in nats per atom (summed over the latent dimensions), with "sum" in
     nats per crystal. `cluster_weight` above 0 adds that times `cluster_loss` of the crystals' mean latents, over
     `cluster_components` singular values.
@@ -53,9 +60,10 @@ class ELBO(nn.Module):
     def __init__(
         self,
         *,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float | None],
         coord_loss: CoordLoss,
         latent_dim: int,
+        kl_weight: float = 1e-5,
         schedule: Callable[[int], float] | None = None,
         schedule_unit: ScheduleUnit = "step",
         element_loss: ElementLoss = "cross_entropy",
@@ -76,7 +84,8 @@ class ELBO(nn.Module):
                 f"objective.cluster_components: got {cluster_components}; expected at most latent_dim, {latent_dim}, "
                 "beyond which all singular values are 0"
             )
-        self.weights = check_weights(weights)
+        check_number("objective.kl_weight", kl_weight)
+        self.weights = {"kl": float(kl_weight), **check_weights(weights)}
         self.coord_loss: CoordLoss = coord_loss
         self.element_loss: ElementLoss = element_loss
         self.schedule = NoSchedule() if schedule is None else schedule
@@ -89,14 +98,57 @@ class ELBO(nn.Module):
         """Whether there are options that mean nothing to a bottleneck without a KL."""
         return not isinstance(self.schedule, NoSchedule)
 
-    def kl_weight(self, time: int) -> float:
-        """Return β times the schedule's factor at a step (or epoch); `ConfigError` where that is no weight."""
+    @property
+    def changes(self) -> bool:
+        """Whether the KL weight changes with time, as far as is known: a schedule of the user's own may."""
+        return not isinstance(self.schedule, NoSchedule) or self.schedule.kl_start > 0
+
+    @property
+    def too_light(self) -> str | None:
+        """Say in words what has been chosen that a KL weight of next to nothing makes no difference to; None else."""
+        weight = self.weights["kl"]
+        if not self.needs_kl or weight >= NEGLIGIBLE_WEIGHT:
+            return None
+        kind = type(self).__name__ if type(self) is not ELBO else type(self.schedule).__name__
+        return (
+            f"{kind} acts on a KL whose weight, loss_weights.kl, is {weight:g}: next to the reconstruction that is "
+            f"nothing, and the model trains as it would without. Weights from {NEGLIGIBLE_WEIGHT:g} on can matter; "
+            "loss_weights.kl=null takes the objective's own"
+        )
+
+    def factor(self, time: int) -> float:
+        """Return the schedule's factor at a step (or epoch); `ConfigError` where that is no weight."""
         factor = float(self.schedule(time))
         if not math.isfinite(factor) or factor < 0:
             raise ConfigError(
                 f"objective.schedule: gave {factor} at {self.schedule_unit} {time}; expected a number of at least 0"
             )
-        return self.weights["kl"] * factor
+        return factor
+
+    def kl_weight(self, time: int) -> float:
+        """Return β times the schedule's factor at a step (or epoch)."""
+        return self.weights["kl"] * self.factor(time)
+
+    def time(self, step: int | None, epoch: int | None, *, beta: float | None = None) -> int:
+        """Return the step, or the epoch where that is what the schedule counts.
+
+        Raises `ConfigError` where it is not told and matters; a weight `beta` that takes the schedule's place does not
+        need it.
+        """
+        time = step if self.schedule_unit == "step" else epoch
+        if time is not None:
+            return check_count(self.schedule_unit, time, at_least=0)
+        if self.needs_time(beta):
+            what = type(self if beta is not None else self.schedule).__name__
+            raise ConfigError(
+                f"losses: {what} changes the loss with the {self.schedule_unit}, and no Trainer is at work that "
+                f"counts; give {self.schedule_unit}=, from 0"
+            )
+        return 0
+
+    def needs_time(self, beta: float | None) -> bool:
+        """Whether the loss is a function of time, with a KL weight of `beta` or (None) of the schedule's."""
+        return self.changes and beta is None
 
     def forward(
         self,
@@ -108,14 +160,16 @@ class ELBO(nn.Module):
         kl: Float[Tensor, "N L"] | None,
         penalties: Mapping[str, Tensor] | None = None,
         penalty_weights: Mapping[str, float] | None = None,
-        step: int = 0,
-        epoch: int = 0,
+        step: int | None = None,
+        epoch: int | None = None,
+        beta: float | None = None,
     ) -> dict[str, Tensor]:
         """Return `loss`, `recon_loss` (weighted), `kl_loss` (unweighted), `kl_weight`, and each part unweighted.
 
         `means` are the latents that evaluation uses, the posterior means of a Gaussian. `kl` is that of each atom and
         latent dimension in nats, None where the bottleneck has none. `penalties` are the bottleneck's further terms,
-        unweighted numbers, added with `penalty_weights`.
+        unweighted numbers, added with `penalty_weights`. `step` or `epoch` is for the schedule; `beta` is a KL weight
+        that takes the place of β and its schedule. Raises `ConfigError` where a schedule that moves is told no time.
         """
         parts = reconstruction_losses(
             decoded,
@@ -135,8 +189,8 @@ class ELBO(nn.Module):
                 "have; use objective=elbo with schedule=none"
             )
         if kl is not None:
-            time = step if self.schedule_unit == "step" else epoch
-            weight = self.kl_weight(time)
+            time = self.time(step, epoch, beta=beta)
+            weight = self.kl_weight(time) if beta is None else check_number("beta", beta)
             mean = kl.sum(dim=0) / (batch.mean_atoms if self.reductions["kl"] == "mean" else batch.mean_crystals)
             penalty, named = self.kl_penalty(mean, batch, time)
             loss = loss + weight * penalty

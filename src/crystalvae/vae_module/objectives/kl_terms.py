@@ -33,15 +33,18 @@ def free_bits_penalty(kl: Float[Tensor, "L"], floor: float) -> Float[Tensor, ""]
 
 
 class CapacityELBO(ELBO):
-    """Σ weight · reconstruction part + γ · |KL - C(t)|, γ = `loss_weights.kl`, C from 0 to `capacity_max` nats.
+    """Σ weight · reconstruction part + γ · |KL - C(t)|, C from 0 to `capacity_max` nats.
 
-    C grows linearly for `capacity_num_iter` steps, or epochs where `schedule_unit` says so. KL and C are in nats
-    per atom, or in nats per crystal with `reductions.kl: sum`. Source: Burgess et al., "Understanding disentangling in
-    β-VAE" (2018), section 5. The other arguments are those of `ELBO`.
+    γ is `loss_weights.kl`, and `kl_weight` where that says nothing. C grows linearly for `capacity_num_iter` steps, or
+    epochs where `schedule_unit` says so. KL and C are in nats per atom, or in nats per crystal with `reductions.kl:
+    sum`. Source: Burgess et al., "Understanding disentangling in β-VAE" (2018), section 5. The other arguments are
+    those of `ELBO`.
     """
 
-    def __init__(self, *, capacity_max: float, capacity_num_iter: int, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self, *, capacity_max: float, capacity_num_iter: int, kl_weight: float = 1000.0, **options: Any
+    ) -> None:
+        super().__init__(kl_weight=kl_weight, **options)
         check_number("objective.capacity_max", capacity_max)
         check_count("objective.capacity_num_iter", capacity_num_iter)
         self.capacity_max, self.capacity_num_iter = float(capacity_max), capacity_num_iter
@@ -49,6 +52,10 @@ class CapacityELBO(ELBO):
     @property
     def needs_kl(self) -> bool:
         """Return true."""
+        return True
+
+    def needs_time(self, beta: float | None) -> bool:  # noqa: ARG002  C is a function of time whatever the weight
+        """Return true: C grows."""
         return True
 
     def kl_penalty(
@@ -68,8 +75,8 @@ class FreeBitsELBO(ELBO):
     Inference with Inverse Autoregressive Flow" (2016), section C.8. The other arguments are those of `ELBO`.
     """
 
-    def __init__(self, *, free_bits: float, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, *, free_bits: float, kl_weight: float = 1.0, **options: Any) -> None:
+        super().__init__(kl_weight=kl_weight, **options)
         check_number("objective.free_bits", free_bits)
         self.free_bits = float(free_bits)
 
