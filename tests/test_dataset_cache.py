@@ -132,7 +132,7 @@ def test_a_damaged_cache_is_built_again(
 
 
 def test_nothing_is_left_behind_where_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(tensors: object, path: Path) -> None:
+    def fail(tensors: object, path: Path, **_: object) -> None:
         path.write_bytes(b"the disk is full after this")
         raise OSError(28, "No space left on device")
 
@@ -166,7 +166,7 @@ from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.datamodule import CrystalDataModule
 from tests.samples import random_crystals
 
-def stall(tensors, path):
+def stall(tensors, path, **_):
     path.write_bytes(b"half of the file")
     print("writing", flush=True)
     time.sleep(60)

@@ -23,7 +23,12 @@ from crystalvae.vae_module import VAEModule
 from tests.samples import assert_same_crystals, random_crystals, tiny_config, tiny_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec")
-ELBO_TARGET = "crystalvae.vae_module.objectives.elbo.ELBO"
+ANOTHER_PART = {
+    "_target_": "crystalvae.prior_module.latent_flow.LatentFlow",
+    "d_model": 16,
+    "nhead": 2,
+    "num_layers": 1,
+}
 HEAD = {"_target_": "crystalvae.predictor_module.property_head.PropertyHead", "d_model": 16, "num_layers": 1}
 OPTIMIZER = {"_target_": "torch.optim.AdamW", "lr": 1e-2}
 TRANSLATED = {"translate": True, "rotate": False}
@@ -174,7 +179,7 @@ def test_crystals_are_encoded_at_several_origins_where_the_vae_was_trained_so():
         ({"head": {**HEAD, "d_model": 0}}, "predictor.head.d_model: got 0"),
         ({"head": {**HEAD, "dropout": 1.0}}, "predictor.head.dropout: got 1.0"),
         ({"head": {**HEAD, "_target_": "torch.nn.Identity"}}, "its _target_ 'torch.nn.Identity' is none of the parts"),
-        ({"head": {"_target_": ELBO_TARGET}}, "predictor.head._target_: got ELBO; expected a PropertyHead"),
+        ({"head": ANOTHER_PART}, "predictor.head._target_: got LatentFlow; expected a PropertyHead"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], message: str):

@@ -161,7 +161,7 @@ def test_symmetrized_cifs_have_exact_symmetry_and_the_same_composition(tmp_path:
 
 
 def test_symmetrized_cifs_keep_to_their_folder(tmp_path: Path):
-    with pytest.raises(ConfigError, match="no file name"):
+    with pytest.raises(ConfigError, match="not a file name"):
         write_symmetrized(textbook(), tmp_path / "out", runner=RUNNER, ids=["a", "../b", "c", "d"])
     with pytest.raises(ConfigError, match="different ids"):
         write_symmetrized(textbook(), tmp_path / "out", runner=RUNNER, ids=["a", "a", "c", "d"])

@@ -52,8 +52,23 @@ def state_of_training(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
 def check_optimizer_state(state: Any, now: Sequence[Mapping[str, Any]]) -> None:
     """Raise `CheckpointError` unless an optimiser's saved state is one of parameters in the groups that it has now.
 
-    Fused optimisers do not look: a moment of another shape makes them write beyond their memory.
+    Fused optimisers do not look: a moment of another shape makes them write beyond their memory. The state of an
+    optimiser that is put together of others holds theirs as `parts`, whose groups follow each other.
     """
+    parts = state.get("parts", [state]) if isinstance(state, Mapping) else [state]
+    if not isinstance(parts, list):
+        raise CheckpointError("damaged checkpoint: the parts of the optimiser's state are no list")
+    left = list(now)
+    for part in parts:
+        groups = part.get("param_groups") if isinstance(part, Mapping) else None
+        count = len(groups) if isinstance(groups, list) else len(left)
+        _check_part(part, left[:count])
+        left = left[count:]
+    if left:
+        raise CheckpointError(f"damaged checkpoint: its optimiser lacks {len(left)} groups of parameters")
+
+
+def _check_part(state: Any, now: Sequence[Mapping[str, Any]]) -> None:
     groups = state.get("param_groups") if isinstance(state, Mapping) else None
     moments = state.get("state") if isinstance(state, Mapping) else None
     if not isinstance(groups, list) or not isinstance(moments, Mapping):

@@ -28,6 +28,8 @@ from crystalvae.evaluation.speed import SamplingTimes, time_sampling
 from crystalvae.sampling import request_template
 from crystalvae.vae_module.vae_module import VAEModule
 
+CRYSTALS = f"{CrystalDataModule.__module__}.{CrystalDataModule.__name__}"
+"""What a data set of crystals is, among the configs of data."""
 TIMED_SAMPLES = 256
 """How many crystals the speed of sampling is measured with, where as many are asked for."""
 
@@ -141,7 +143,9 @@ def data_module(name: str, *, seed: int) -> CrystalDataModule:
 
 
 def _data_sets() -> list[str]:
-    return sorted(entry.stem for entry in (config_dir() / "data").glob("*.yaml"))
+    """Name the data sets of crystals; those of motions are none to compare with."""
+    files = (config_dir() / "data").glob("*.yaml")
+    return sorted(entry.stem for entry in files if OmegaConf.load(entry)["_target_"] == CRYSTALS)
 
 
 def reconstruct_all(module: VAEModule, crystals: CrystalBatch, batch_size: int) -> CrystalBatch:

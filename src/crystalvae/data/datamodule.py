@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from crystalvae.checks import check_count, check_switch
+from crystalvae.checks import check_count
 from crystalvae.data.canonical import CanonicalSource
 from crystalvae.data.dataset import CrystalDataset
 from crystalvae.data.loader import CrystalLoader
@@ -45,7 +45,6 @@ class CrystalDataModule(L.LightningDataModule):
         memory_map: bool | str = "auto",
     ) -> None:
         super().__init__()
-        check_switch("data.canonical", canonical)
         if memory_map != "auto" and not isinstance(memory_map, bool):
             raise ConfigError(f"data.memory_map: got {memory_map!r}; expected auto, true or false")
         if subset is not None:
@@ -126,7 +125,7 @@ class CrystalDataModule(L.LightningDataModule):
 
 
 def _described(source: Source, canonical: bool | str) -> Source:
-    if canonical not in {True, False, "symmetric"}:
+    if not isinstance(canonical, bool) and canonical != "symmetric":
         raise ConfigError(f"data.canonical: got {canonical!r}; expected true, false or symmetric")
     if not canonical:
         return source
