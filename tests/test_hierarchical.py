@@ -342,7 +342,7 @@ def test_what_the_config_says_is_what_the_vae_does(crystals: CrystalBatch) -> No
     assert module.objective.coord_loss == "mse"
     assert [module.objective.kl_weight(step) for step in (0, 2, 9)] == [0.0, 0.25, 0.5]
     assert module.vae.bottleneck.level_weight == 1.0
-    losses = module.losses(TrainingBatch.whole(crystals), training=True)
+    losses = module.losses(TrainingBatch.whole(crystals), step=0, training=True)
     assert {"kl_loss", "kl_level_1", "kl_level_2"} <= losses.keys()
     assert float(losses["loss"].detach()) == pytest.approx(float(losses["recon_loss"].detach()))  # at step 0
     halves = module_of(described(beta_schedule=lambda step: 0.5 if step else 2.0, kl_weight=0.1))
@@ -390,7 +390,7 @@ def test_the_documented_example_trains(crystals: CrystalBatch) -> None:
     namespace: dict[str, Any] = {}
     exec(block, namespace)
     vae = namespace["vae"]
-    vae.losses(TrainingBatch.whole(crystals), training=True)["loss"].backward()
+    vae.losses(TrainingBatch.whole(crystals), step=0, training=True)["loss"].backward()
     assert all(parameter.grad is not None for parameter in vae.parameters())
     assert vae.sample(CrystalBatch.empty([2, 3])).num_atoms.tolist() == [2, 3]
 

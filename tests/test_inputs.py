@@ -132,7 +132,7 @@ def test_json_may_hold_candidates_in_lists_one_structure_and_rubbish(tmp_path: P
         ("a.json.gz", b"no gzip", "not readable JSON"),
         ("a.zip", b"no zip", "not a readable zip"),
         ("a.csv", b"material_id,structure\n1,2\n", "no column 'cif'"),
-        ("a.xyz", b"\x00\x01", "ASE cannot read it"),
+        ("a.res", b"\x00\x01", "ASE cannot read it"),
     ],
 )
 def test_what_is_no_source_of_crystals_is_an_error_that_says_so(
@@ -164,3 +164,12 @@ def test_one_reader_serves_training_and_evaluation(tmp_path: Path, kind: str):
         crystalvae.read_crystals(path, max_atoms=2, strict=True)
     with pytest.raises(DataError, match="no usable crystal, 2 rows skipped"):
         crystalvae.read_crystals(path, max_atoms=1)
+
+
+def test_frames_that_cannot_be_read_are_kept_as_such(tmp_path: Path):
+    (tmp_path / "a.xyz").write_bytes(b"\x00\x01")
+    found = read_crystals(tmp_path / "a.xyz")
+    assert len(found.crystals) == 0
+    assert [entry.reason for entry in found.unreadable] == [
+        "expected a number of atoms, got '\\x00\\x01'; nothing from here on can be read"
+    ]
