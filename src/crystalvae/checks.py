@@ -28,7 +28,7 @@ def check_count(key: str, got: object, *, at_least: int = 1) -> int:
 
 def check_seed(key: str, got: object) -> int:
     """Return a seed; `ConfigError` unless it is a whole number that 32 bits hold: larger ones repeat the smaller."""
-    if isinstance(got, Integral) and not isinstance(got, bool) and got > MAX_SEED:
+    if isinstance(got, Integral) and not isinstance(got, bool) and int(got) > MAX_SEED:
         raise ConfigError(f"{key}: got {got}; expected a whole number from 0 to {MAX_SEED}")
     return check_count(key, got, at_least=0)
 

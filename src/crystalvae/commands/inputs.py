@@ -145,7 +145,7 @@ def data_module(name: str, *, seed: int) -> CrystalDataModule:
 def _data_sets() -> list[str]:
     """Name the data sets of crystals; those of motions are none to compare with."""
     files = (config_dir() / "data").glob("*.yaml")
-    return sorted(entry.stem for entry in files if OmegaConf.load(entry)["_target_"] == CRYSTALS)
+    return sorted(entry.stem for entry in files if OmegaConf.select(OmegaConf.load(entry), "_target_") == CRYSTALS)
 
 
 def reconstruct_all(module: VAEModule, crystals: CrystalBatch, batch_size: int) -> CrystalBatch:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from io import StringIO
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -66,7 +66,7 @@ def _frame(lines: list[bytes]) -> Frame | CrystalError:
 
     text = b"".join(lines).decode("utf-8", errors="replace")
     try:
-        (atoms,) = read_xyz(StringIO(text), index=slice(0, 1))
+        (atoms,) = read_xyz(StringIO(text), index=cast("Any", slice(0, 1)))  # annotated as a number alone
     except Exception as error:  # noqa: BLE001  ASE's readers raise nearly anything on damaged text
         return CrystalError(f"no frame of extended XYZ: {' '.join(str(error).split())[:200]}")
     return Frame(atoms.numbers, atoms.positions, np.asarray(atoms.cell), atoms.info)

@@ -142,15 +142,15 @@ def _mostly_numbers(path: Path, frame: pd.DataFrame, column: str) -> pd.Series |
     """Return a column of texts of which at least half are numbers, the others missing; None for any other column."""
     import pandas as pd
 
-    present = frame[column].dropna()
+    present = pd.Series(frame[column]).dropna()
     texts = present[present.map(lambda value: isinstance(value, (str, int, float)) and not isinstance(value, bool))]
-    numbers = pd.to_numeric(texts, errors="coerce").dropna()
+    numbers = pd.Series(pd.to_numeric(texts, errors="coerce")).dropna()
     if len(numbers) == 0 or 2 * len(numbers) < len(present):
         return None
-    others = present.drop(numbers.index)
+    others = [value for place, value in present.items() if place not in numbers.index]
     log.warning(
         "%s: column %r has %d cells that are no numbers, taken as missing: %s",
-        path, column, len(others), ", ".join(repr(str(value)[:20]) for value in others.iloc[:3]),
+        path, column, len(others), ", ".join(repr(str(value)[:20]) for value in others[:3]),
     )  # fmt: skip
     return numbers.reindex(frame.index)
 
