@@ -9,6 +9,8 @@ longer there. Works on temporary copies of the repository, one a worker; the unc
 
 from __future__ import annotations
 
+import ast
+import itertools
 import multiprocessing
 import os
 import re
@@ -38,15 +40,31 @@ PRELOAD = ["ase", "hydra.utils", "lightning", "pymatgen.analysis.structure_match
 """What takes seconds to import: loaded once, in a server that each run is forked from (where the system can fork)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """One change: in `file`, `original` (found exactly once) becomes `replacement`, and one of `tests` must fail."""
+    """One change: inside the function or class `within`, `original` becomes `replacement`; one of `tests` must fail.
+
+    `within` is a name such as `ELBO.forward`, wherever in the package it is defined: moving code needs no change here.
+    What stands in no function is found by its `file` instead. Either way `original` has to be there exactly once.
+    """
 
     name: str
-    file: str
     original: str
     replacement: str
     tests: str
+    within: str = ""
+    file: str = ""
+
+    def places(self, folder: Path) -> list[tuple[Path, int]]:
+        """Return where the original stands in a copy of the repository: files and offsets."""
+        if self.file:
+            path = folder / self.file
+            return occurrences(path, self.original, 0, None) if path.is_file() else []
+        found: set[tuple[Path, int]] = set()
+        for path in sorted((folder / "src" / "crystalvae").rglob("*.py")):
+            for start, end in definitions(path, self.within):
+                found |= set(occurrences(path, self.original, start, end))
+        return sorted(found)
 
     @property
     def target(self) -> str:
@@ -99,11 +117,36 @@ class Runner:
         return process.exitcode, output.read_text(encoding="utf-8", errors="replace")
 
 
+def definitions(path: Path, name: str) -> Iterator[tuple[int, int]]:
+    """Yield the offsets of the first character of each definition of a dotted name in a file, and of the one after."""
+    text = path.read_text(encoding="utf-8")
+    if name.rpartition(".")[2] not in text:
+        return
+    lines = [0, *itertools.accumulate(len(line) for line in text.splitlines(keepends=True))]
+    waiting: list[tuple[ast.AST, str]] = [(ast.parse(text), "")]
+    while waiting:
+        node, prefix = waiting.pop()
+        for child in ast.iter_child_nodes(node):
+            inner = prefix
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                inner = f"{prefix}{child.name}."
+                if inner == f"{name}." and child.end_lineno is not None:
+                    yield lines[child.lineno - 1], lines[child.end_lineno]
+            waiting.append((child, inner))
+
+
+def occurrences(path: Path, text: str, start: int, end: int | None) -> list[tuple[Path, int]]:
+    """Return where a text stands in a part of a file."""
+    part = path.read_text(encoding="utf-8")[start:end]
+    return [(path, start + found.start()) for found in re.finditer(re.escape(text), part)]
+
+
 @contextmanager
-def mutated(path: Path, mutant: Mutant) -> Iterator[None]:
+def mutated(path: Path, offset: int, mutant: Mutant) -> Iterator[None]:
     """Apply a mutant to a file for as long as the context lasts."""
     text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace(mutant.original, mutant.replacement), encoding="utf-8")
+    changed = text[:offset] + mutant.replacement + text[offset + len(mutant.original) :]
+    path.write_text(changed, encoding="utf-8")
     try:
         yield
     finally:
@@ -112,11 +155,10 @@ def mutated(path: Path, mutant: Mutant) -> Iterator[None]:
 
 def judge(mutant: Mutant, folder: Path, runner: Runner) -> tuple[str, str]:
     """Return the fate of a mutant and what decided it."""
-    path = folder / mutant.file
-    found = path.read_text(encoding="utf-8").count(mutant.original) if path.is_file() else 0
-    if found != 1:
-        return "NOT FOUND", f"the code it changes is there {found} times: bring tests/mutants.toml up to date"
-    with mutated(path, mutant):
+    places = mutant.places(folder)
+    if len(places) != 1:
+        return "NOT FOUND", f"the code it changes is there {len(places)} times: bring tests/mutants.toml up to date"
+    with mutated(*places[0], mutant):
         status, output = runner.run(folder, [mutant.target])
     if status == 0:
         return "SURVIVED", mutant.tests

@@ -15,7 +15,8 @@ from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.canonical import element_order
 from crystalvae.errors import ConfigError, DataError
 
-_NEVER = -1e9
+NEVER = -1e9
+"""The logit of what cannot be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,18 +144,18 @@ class CompositionModel(nn.Module):
         while bool((remaining[:, -1] > 0).any()):
             place = elements.shape[1]
             hidden = self._hidden(elements, counts, remaining, num_atoms, conditions)[:, -1:]
-            logits = self._element_logits(hidden, previous[:, None])[:, 0].masked_fill(~allowed, _NEVER)
+            logits = self._element_logits(hidden, previous[:, None])[:, 0].masked_fill(~allowed, NEVER)
             forced = torch.full_like(num_atoms, sequence[place]) if sequence else None
-            chosen = _draw(logits, temperature, generator) if forced is None else forced
+            chosen = draw_categories(logits, temperature, generator) if forced is None else forced
             left = remaining[:, -1]
             follows = (allowed & (self.rank > self.rank[chosen][:, None])).any(dim=1)
             spare = torch.full_like(left, len(sequence) - place - 1) if sequence else torch.zeros_like(left)
             last = (spare == 0) if sequence else ~follows
             amounts = self._count_logits(hidden, chosen[:, None], left[:, None])[:, 0]
             numbers = torch.arange(self.max_atoms + 1, device=left.device)
-            amounts = amounts.masked_fill(numbers > (left - spare)[:, None], _NEVER)
-            amounts = amounts.masked_fill(last[:, None] & (numbers != left[:, None]), _NEVER)
-            drawn = torch.where(left > 0, _draw(amounts, temperature, generator), 0)
+            amounts = amounts.masked_fill(numbers > (left - spare)[:, None], NEVER)
+            amounts = amounts.masked_fill(last[:, None] & (numbers != left[:, None]), NEVER)
+            drawn = torch.where(left > 0, draw_categories(amounts, temperature, generator), 0)
             previous = torch.where(left > 0, self.rank[chosen], previous)
             elements = torch.cat((elements, torch.where(left > 0, chosen, 0)[:, None]), dim=1)
             counts = torch.cat((counts, drawn[:, None]), dim=1)
@@ -209,7 +210,7 @@ class CompositionModel(nn.Module):
     def _element_logits(self, hidden: Float[Tensor, "B K D"], previous: Int[Tensor, "B K"]) -> Float[Tensor, "B K E"]:
         logits = self.element_head(hidden).float()
         impossible = (self.rank <= previous[..., None]) | (torch.arange(len(self.rank), device=logits.device) == 0)
-        return logits.masked_fill(impossible, _NEVER)
+        return logits.masked_fill(impossible, NEVER)
 
     def _count_logits(
         self, hidden: Float[Tensor, "B K D"], elements: Int[Tensor, "B K"], remaining: Int[Tensor, "B K"]
@@ -218,10 +219,11 @@ class CompositionModel(nn.Module):
         numbers = torch.arange(self.max_atoms + 1, device=logits.device)
         impossible = (numbers > remaining[..., None]) | (numbers == 0)
         last = self.rank[elements] == self.last_rank  # nothing may follow, so it takes what is left
-        return logits.masked_fill(impossible | (last[..., None] & (numbers != remaining[..., None])), _NEVER)
+        return logits.masked_fill(impossible | (last[..., None] & (numbers != remaining[..., None])), NEVER)
 
 
-def _draw(logits: Float[Tensor, "B C"], temperature: float, generator: torch.Generator) -> Int[Tensor, "B"]:
-    scaled = torch.where(logits > _NEVER, logits / temperature, _NEVER)
+def draw_categories(logits: Float[Tensor, "B C"], temperature: float, generator: torch.Generator) -> Int[Tensor, "B"]:
+    """Draw one category per row, at a temperature; those with the logit `NEVER` are never drawn."""
+    scaled = torch.where(logits > NEVER / 2, logits / temperature, NEVER)
     probabilities = torch.softmax(scaled, dim=-1).to(generator.device)
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits.device)

@@ -15,11 +15,10 @@ from crystalvae.data.symmetric.space_groups import NUM_SPACE_GROUPS
 from crystalvae.data.symmetric.tables import MAX_SITES, space_group_tables
 from crystalvae.data.symmetry import CRYSTAL_SYSTEMS, crystal_system_indices
 from crystalvae.errors import ConfigError, DataError
+from crystalvae.prior_module.composition_model import NEVER, draw_categories
 from crystalvae.prior_module.element_features import ElementEmbedder
 from crystalvae.prior_module.gene_steps import Sequences, State, Steps, Wanted, bits, choice_masks, group_mask
 from crystalvae.prior_module.genes import Gene
-
-_NEVER = -1e9
 
 
 class GeneModel(nn.Module):
@@ -131,18 +130,18 @@ class GeneModel(nn.Module):
         )
 
     def _group_logits(self, hidden: Float[Tensor, "B D"], mask: Bool[Tensor, "B 230"]) -> Float[Tensor, "B 230"]:
-        return self.group_scores(self.group_head(hidden)).float().masked_fill(~mask, _NEVER)
+        return self.group_scores(self.group_head(hidden)).float().masked_fill(~mask, NEVER)
 
     def element_logits(self, hidden: Float[Tensor, "B P D"], mask: Bool[Tensor, "B P E"]) -> Float[Tensor, "B P E"]:
         """Score the elements that may come next."""
         scale = hidden.shape[-1] ** -0.5
         scores = self.element_head(hidden) @ self.element_embedder.vectors().T * scale + self.element_bias
-        return scores.float().masked_fill(~mask, _NEVER)
+        return scores.float().masked_fill(~mask, NEVER)
 
     def _site_logits(
         self, hidden: Float[Tensor, "B P D"], steps: Steps, mask: Bool[Tensor, "B P 27"]
     ) -> Float[Tensor, "B P 27"]:
-        return self.site_scores(hidden, steps.space_groups, steps.elements, steps.needs).masked_fill(~mask, _NEVER)
+        return self.site_scores(hidden, steps.space_groups, steps.elements, steps.needs).masked_fill(~mask, NEVER)
 
     def site_scores(
         self,
@@ -184,7 +183,7 @@ class GeneModel(nn.Module):
         """
         if not temperature > 0:
             raise ConfigError(f"gene_temperature: got {temperature}; expected a number above 0")
-        groups = _draw(self.group_log_probabilities(wanted, conditions), temperature, generator) + 1
+        groups = draw_categories(self.group_log_probabilities(wanted, conditions), temperature, generator) + 1
         states = [State.start(entry, group) for entry, group in zip(wanted, groups.tolist(), strict=True)]
         active = torch.arange(len(states))
         while len(active):
@@ -193,9 +192,9 @@ class GeneModel(nn.Module):
             choices = [state.choices() for state in current]
             mask, sets = choice_masks(choices)
             mask, sets = mask.to(hidden.device), sets.to(hidden.device)
-            elements = _draw(self.element_logits(hidden, mask[:, None])[:, 0], temperature, generator)
+            elements = draw_categories(self.element_logits(hidden, mask[:, None])[:, 0], temperature, generator)
             logits = self._next_site_logits(hidden, current, elements, sets)
-            sites = _draw(logits, temperature, generator)
+            sites = draw_categories(logits, temperature, generator)
             for row, element, site in zip(active.tolist(), elements.tolist(), sites.tolist(), strict=True):
                 states[row] = states[row].then(element, site)
             active = torch.tensor([row for row in active.tolist() if states[row].left], dtype=torch.long)
@@ -211,7 +210,7 @@ class GeneModel(nn.Module):
         """
         width = 3 * count if width is None else max(count, width)
         log_p = self.group_log_probabilities([wanted], conditions)[0]
-        best, groups = log_p.topk(min(width, int((log_p > _NEVER / 2).sum())))
+        best, groups = log_p.topk(min(width, int((log_p > NEVER / 2).sum())))
         beams = [(float(p), State.start(wanted, g)) for p, g in zip(best, (groups + 1).tolist(), strict=True)]
         finished: list[tuple[float, State]] = []
         while beams:
@@ -235,7 +234,7 @@ class GeneModel(nn.Module):
         rows, elements = mask.nonzero(as_tuple=True)
         logits = self._next_site_logits(hidden[rows], [states[row] for row in rows.tolist()], elements, sets[rows])
         scores = totals.to(logits.device)[rows, None] + of_elements[rows, elements, None] + logits.log_softmax(dim=-1)
-        scores = scores.masked_fill(logits <= _NEVER / 2, -torch.inf)
+        scores = scores.masked_fill(logits <= NEVER / 2, -torch.inf)
         best, places = scores.flatten().topk(min(width, int((scores > -torch.inf).sum())))
         return [
             (p, states[int(rows[place // MAX_SITES])].then(int(elements[place // MAX_SITES]), place % MAX_SITES))
@@ -268,7 +267,7 @@ class GeneModel(nn.Module):
         needs = torch.tensor([s.need_of(e) for s, e in zip(states, elements.tolist(), strict=True)], device=device)
         scores = self.site_scores(hidden, groups, elements[:, None], needs[:, None])[:, 0]
         allowed = bits(sets.gather(1, elements[:, None])[:, 0], MAX_SITES)
-        return scores.masked_fill(~allowed, _NEVER)
+        return scores.masked_fill(~allowed, NEVER)
 
 
 def _steps_so_far(states: Sequence[State], device: torch.device) -> Sequences:
@@ -290,9 +289,3 @@ def _steps_so_far(states: Sequence[State], device: torch.device) -> Sequences:
         "left": torch.tensor(lefts),
     }
     return Sequences(**{name: value.to(device) for name, value in parts.items()})
-
-
-def _draw(logits: Float[Tensor, "B C"], temperature: float, generator: torch.Generator) -> Int[Tensor, "B"]:
-    scaled = torch.where(logits > _NEVER / 2, logits / temperature, _NEVER)
-    probabilities = torch.softmax(scaled, dim=-1).to(generator.device)
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits.device)
