@@ -31,7 +31,7 @@ demo: install
 	@echo "      100 new crystals of the bundled model: $(DEMO)/crystals/*.cif; their report: $(DEMO)/evaluation/report.html"
 
 test: install-dev lint types
-	$(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: install-dev
 	$(BIN)/ruff check .
