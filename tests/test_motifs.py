@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from crystalvae.errors import CheckpointError, ConfigError, DataError
 from crystalvae.sequence_module.motifs.agreement import adjusted_rand_index, raw_feature_motifs
@@ -27,6 +28,7 @@ from crystalvae.sequence_module.motifs.segmentation import (
 )
 from crystalvae.sequence_module.motifs.statistics import motif_statistics, runs, stationary_distribution
 from crystalvae.sequence_module.motifs.write import frame_table, motif_table, transition_table, write_motifs
+from crystalvae.sequence_module.windows import FrameSet
 from tests.sequences import swinging
 
 METHODS = get_args(Method)
@@ -412,9 +414,8 @@ def test_agreement_knows_no_names_and_is_none_by_chance():
 
 
 def test_the_reference_sorts_single_frames():
-    values = latents()
-    parts = np.split(values, np.cumsum(LENGTHS)[:-1])
-    found = raw_feature_motifs(values, parts, 3)
+    frames = FrameSet.of(list(torch.from_numpy(latents()).split(list(LENGTHS))))
+    found = raw_feature_motifs(frames, frames, 3)
     assert adjusted_rand_index(found, PATHS) == 1.0
 
 

@@ -210,7 +210,9 @@ class SequenceModule(L.LightningModule):
         parts = {"reconstruction": error, "kl": kullback_leibler_loss(posterior.mean, posterior.logvar)}
         loss = error
         if model.future_decoder is not None:
-            parts["future"] = future_reconstruction_loss(future, model.predict(latents), options.future_reduction)
+            parts["future"] = future_reconstruction_loss(
+                future, model.predict(latents, past), options.future_reduction
+            )
             loss = loss + parts["future"]
         if bool(torch.isfinite(latents).all()):
             parts["cluster"] = cluster_loss(latents, options.clusters, options.cluster_weight)
@@ -243,6 +245,8 @@ class SequenceModule(L.LightningModule):
         self._keep("train", train, FrameSet.of([self.features.standardized(values) for values in raw]))
         val = datamodule.parts("val")
         self._keep("val", val, self.frames(val, cache_dir=datamodule.cache_dir))
+        if self.model.linear_forecast is not None:
+            self.model.linear_forecast.fit(self._sets["train"], self._sets["val"])
         self.statistics = datamodule.statistics()
 
     def on_test_start(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from crystalvae.checks import check_count, check_dropout
 from crystalvae.errors import CheckpointError, ConfigError
+from crystalvae.sequence_module.linear_forecast import LinearForecast
 from crystalvae.vae_module.layers.precision import full_precision
 
 _LAYERS = 2
@@ -83,7 +84,8 @@ class SequenceVAE(nn.Module):
 
     The future decoder predicts the `future_steps` frames after the window; `future_decoder=False` drops it. The sizes
     of hidden states are those of one direction. Architecture: Luxem et al., Commun. Biol. 5, 1267 (2022), but for one
-    thing: a window alone gives what it gives in a batch.
+    thing: a window alone gives what it gives in a batch. With `last_frames` above 0, which the published one has not,
+    the prediction is a `LinearForecast` of so many frames plus what the future decoder makes of the latent.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class SequenceVAE(nn.Module):
         hidden_size: int = 256,
         hidden_size_reconstruction: int = 256,
         hidden_size_prediction: int = 256,
+        last_frames: int = 0,
         softplus: bool = False,
         dropout: float = 0.0,
     ) -> None:
@@ -114,6 +117,10 @@ class SequenceVAE(nn.Module):
             check_count(f"model.{key}", value)
         if future_decoder and future_steps > window:
             raise ConfigError(f"model.future_steps: got {future_steps}; expected at most the {window} of model.window")
+        check_count("model.last_frames", last_frames, at_least=0)
+        if last_frames > (window if future_decoder else 0):
+            most = f"at most the {window} of model.window" if future_decoder else "0 without a future decoder"
+            raise ConfigError(f"model.last_frames: got {last_frames}; expected {most}")
         self.num_features, self.window, self.latent_dim = num_features, window, latent_dim
         self.future_steps = future_steps if future_decoder else 0
         self.encoder = SequenceEncoder(
@@ -131,6 +138,11 @@ class SequenceVAE(nn.Module):
             self.future_decoder = SequenceDecoder(
                 latent_dim=latent_dim, hidden_size=hidden_size_prediction, num_features=num_features
             )
+        self.linear_forecast = None
+        if last_frames:
+            self.linear_forecast = LinearForecast(
+                last_frames=last_frames, steps=future_steps, num_features=num_features
+            )
 
     def encode(self, windows: Float[Tensor, "B T F"]) -> SequencePosterior:
         """Return q(z | window)."""
@@ -142,11 +154,21 @@ class SequenceVAE(nn.Module):
         """Return the windows that latents stand for."""
         return self.decoder(latents, self.window)
 
-    def predict(self, latents: Float[Tensor, "B L"]) -> Float[Tensor, "B S F"]:
-        """Return the `future_steps` frames after the windows; `ConfigError` for a model without a future decoder."""
+    def predict(
+        self, latents: Float[Tensor, "B L"], windows: Float[Tensor, "B T F"] | None = None
+    ) -> Float[Tensor, "B S F"]:
+        """Return the `future_steps` frames after the windows, which a model with `last_frames` has to be given.
+
+        Raises `ConfigError` for a model without a future decoder, and where the windows are needed and missing.
+        """
         if self.future_decoder is None:
             raise ConfigError("this model has no future decoder: it was trained with model.future_decoder=false")
-        return self.future_decoder(latents, self.future_steps)
+        change = self.future_decoder(latents, self.future_steps)
+        if self.linear_forecast is None:
+            return change
+        if windows is None:
+            raise ConfigError("predict: this model goes on from the last frames (model.last_frames): give the windows")
+        return self.linear_forecast(windows) + change
 
     @classmethod
     def from_vame(

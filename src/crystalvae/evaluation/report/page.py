@@ -23,7 +23,7 @@ from crystalvae.evaluation.report.numbers import (
     write_published,
 )
 from crystalvae.evaluation.report.published import PublishedTable, beside, published_numbers
-from crystalvae.evaluation.report.scene import Scene, element_colours
+from crystalvae.evaluation.report.scene import Scene, element_look
 
 ASSETS = Path(__file__).with_name("assets")
 TITLES: Mapping[Kind, str] = {
@@ -144,6 +144,11 @@ def facts_of_run(report: EvaluationReport) -> list[tuple[str, str]]:
         "versions": report.versions,
         **{name: value for name, value in report.extra.items() if name != "config"},
     }
+    return written_facts(rows)
+
+
+def written_facts(rows: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Return facts with their names, each in one line; those that are None are left out."""
     result = []
     for name, value in rows.items():
         if isinstance(value, Mapping):
@@ -157,13 +162,10 @@ def facts_of_run(report: EvaluationReport) -> list[tuple[str, str]]:
 
 def viewer_data(groups: Sequence[Group]) -> dict[str, object]:
     """Return what the page's script draws: groups of cases with scenes and CIFs, elements' colours and radii."""
-    from ase.data import atomic_numbers, covalent_radii
-
     scenes = [panel.scene for group in groups for case in group.cases for panel in case.panels]
     symbols = sorted({symbol for entry in scenes if isinstance(entry, Scene) for symbol in entry.elements})
     return {
-        "colours": element_colours(symbols),
-        "radii": {symbol: round(float(covalent_radii[atomic_numbers[symbol]]), 3) for symbol in symbols},
+        **element_look(symbols),
         "groups": [
             {
                 "title": group.title,

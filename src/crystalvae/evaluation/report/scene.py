@@ -50,7 +50,7 @@ def scene(
     reason = _obstacle(numbers, frac_coords, lattice)
     if reason:
         return reason
-    source, inside = _with_faces(np.mod(frac_coords.astype(float), 1.0), lattice.astype(float))
+    source, inside = with_faces(np.mod(frac_coords.astype(float), 1.0), lattice.astype(float))
     positions = inside @ lattice.astype(float)
     drawn = np.where((numbers >= 1) & (numbers <= 118), numbers, 0)[source]
     radii = covalent_radii[drawn]
@@ -69,6 +69,14 @@ def scene(
         bonds=list(zip(first.tolist(), second.tolist(), strict=True)),
         cell=[[round(value, 4) for value in row] for row in lattice.astype(float).tolist()],
     )
+
+
+def element_look(symbols: list[str]) -> dict[str, dict[str, object]]:
+    """Return colour and covalent radius (Å) of each element, as the viewer takes them."""
+    from ase.data import atomic_numbers, covalent_radii
+
+    radii = {symbol: round(float(covalent_radii[atomic_numbers[symbol]]), 3) for symbol in symbols}
+    return {"colours": dict(element_colours(symbols)), "radii": dict(radii)}
 
 
 def element_colours(symbols: list[str]) -> dict[str, str]:
@@ -104,7 +112,7 @@ def _obstacle(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray)
     return ""
 
 
-def _with_faces(frac_coords: np.ndarray, lattice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def with_faces(frac_coords: np.ndarray, lattice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return which atom each drawn one is, and its fractional coordinates, images on faces included."""
     margins = FACE * np.linalg.norm(np.linalg.inv(lattice), axis=0)  # FACE over the distance between opposite faces
     source, rows = [], []
