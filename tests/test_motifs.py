@@ -400,6 +400,24 @@ def test_groups_that_cannot_be_are_refused():
             compare_groups(motifs, groups, 1)
 
 
+def test_motifs_that_differ_only_in_how_much_they_move_are_found():
+    # Two motifs around the same place, one with three times the spread of the other: k-means sees no two clusters.
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1, 0, 1, 0, 1], 200)
+    values = rng.normal(size=(1200, 3)) * np.where(truth, 1.0, 3.0)[:, None]
+    found = fit_motifs(values, [600, 600], 2).label(values, [600, 600])[0]
+    assert adjusted_rand_index([found], [truth]) > 0.95
+    reference = fit_motifs(values, [600, 600], 2, method="kmeans").label(values, [600, 600])[0]
+    assert adjusted_rand_index([reference], [truth]) < 0.2
+
+
+def test_latents_that_fill_fewer_dimensions_than_they_have_are_no_error():
+    rng = np.random.default_rng(0)
+    values = np.repeat(rng.normal(size=(300, 1)) + np.repeat([0.0, 8.0], 150)[:, None], 4, axis=1)
+    found = fit_motifs(values, [300], 2).label(values, [300])[0]
+    assert adjusted_rand_index([found], [np.repeat([0, 1], 150)]) == 1.0
+
+
 # ---- agreement -------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
@@ -74,6 +73,7 @@ class MotifRun:
     def __init__(self, config: DictConfig) -> None:
         self.folder = checks.check_path("output_dir", config.output_dir).absolute()
         self.checkpoint = None if config.ckpt_path is None else bundled.find(str(config.ckpt_path))
+        self.given = config
         self.config = with_values(config, {"output_dir": str(self.folder)})
         if self.checkpoint is not None:
             model = self.module.model
@@ -89,7 +89,9 @@ class MotifRun:
         config = to_plain(self.config)
         described = config["sequence_module"]
         own = {"features": described["features"]} if self.checkpoint is None else {}
-        training = {key: config[key] for key in ("trainer", "seed")} | {"sequence_module": described}
+        callbacks = json.loads(json.dumps(config["callbacks"]).replace(str(self.folder), ""))
+        training = {key: config[key] for key in ("trainer", "seed")}
+        training |= {"sequence_module": described, "callbacks": callbacks}
         if self.checkpoint is not None:
             training = {"checkpoint": file_hash(self.checkpoint)}
         return [
@@ -153,9 +155,9 @@ class MotifRun:
         return next(part for part in parts if self.datamodule.segments(part))
 
     def training_config(self, *, begun: bool) -> DictConfig:
-        """Return the config of `crystalvae train-sequence`; a run that was begun goes on where there is a checkpoint."""
+        """Return the config of `crystalvae train-sequence`; a run that was begun goes on where it has a checkpoint."""
         folder = self.folder / "training"
-        config = with_values(self.config, {"output_dir": str(folder), "data.cache_dir": str(self.cache)})
+        config = with_values(self.given, {"output_dir": str(folder), "data.cache_dir": str(self.cache)})
         resumable = begun and (folder / CHECKPOINTS / LAST).is_file()
         keys = ("data", "sequence_module", "trainer", "callbacks", "logger", "name", "seed", "trusted_targets")
         return OmegaConf.create(
@@ -208,7 +210,7 @@ class MotifRun:
         train = module.frames(self.datamodule.parts("train"), cache_dir=self.cache)
         fitted, lengths = module.latents(train).double().numpy(), train.window_counts(window)
         fit = {key: options[key] for key in ("method", "covariance", "restarts", "iterations")}
-        fit["seed"] = self.config.seed
+        fit |= {"seed": self.config.seed, "overlap": window}
         number = options["number"]
         if isinstance(number, list):
             number, _ = choose_num_motifs(fitted, lengths, number, criterion=options["criterion"], **fit)

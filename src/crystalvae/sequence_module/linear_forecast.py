@@ -51,7 +51,7 @@ class LinearForecast(nn.Module):
         best = errors.argmin(dim=0)
         self.weight.copy_(candidates[best, torch.arange(self.steps, device=best.device)])
         log.info(
-            "linear forecast of %d frames, fitted to %d windows: mean squared error %.3g one frame ahead, %.3g %d ahead",
+            "linear forecast of %d frames, fitted to %d windows: squared error %.3g one frame ahead, %.3g %d ahead",
             self.last_frames,
             count,
             float(errors[best[0], 0]),

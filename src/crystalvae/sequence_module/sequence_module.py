@@ -210,9 +210,7 @@ class SequenceModule(L.LightningModule):
         parts = {"reconstruction": error, "kl": kullback_leibler_loss(posterior.mean, posterior.logvar)}
         loss = error
         if model.future_decoder is not None:
-            parts["future"] = future_reconstruction_loss(
-                future, model.predict(latents, past), options.future_reduction
-            )
+            parts["future"] = future_reconstruction_loss(future, model.predict(latents, past), options.future_reduction)
             loss = loss + parts["future"]
         if bool(torch.isfinite(latents).all()):
             parts["cluster"] = cluster_loss(latents, options.clusters, options.cluster_weight)
@@ -275,6 +273,11 @@ class SequenceModule(L.LightningModule):
         self.log_dict({f"train/{name}": value for name, value in losses.items() if name != "loss"}, **options)
         self.log("train/annealing_weight", self.annealing_weight, batch_size=len(batch))
         return losses["loss"]
+
+    def on_validation_epoch_start(self) -> None:
+        """Weigh the future decoder against the linear forecast, where there is one."""
+        if self.model.linear_forecast is not None and "val" in self._sets:
+            self.model.fit_future_share(self._sets["val"])
 
     def validation_step(self, batch: WindowBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Log the loss and its parts with the posterior mean."""

@@ -25,7 +25,7 @@ REGIMES = {
     "hot": Regime(temperature=900.0),
     "hot and pressed": Regime(temperature=900.0, pressure=4.0),
 }
-"""The conditions by name, in the order of their labels 0, 1, 2; 4 GPa press the hot crystal to the cold one's volume."""
+"""The conditions by name, in the order of their labels 0, 1, 2; 4 GPa press the hot crystal to the cold one's size."""
 DYNAMICS = Dynamics(
     ensemble="npt", timestep=10.0, interval=2, equilibration=50, thermostat_time=60.0, barostat_time=200.0
 )

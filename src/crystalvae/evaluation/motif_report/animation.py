@@ -83,8 +83,12 @@ def _pictures(clip: MovingScene, title: str, colour: str) -> Iterator[np.ndarray
 
 def _view() -> Float[np.ndarray, "3 3"]:
     """Return the rotation to the viewer's axes (right, up, towards the eye): c points up, nearly."""
-    turn = np.array([[math.cos(_TURN), -math.sin(_TURN), 0.0], [math.sin(_TURN), math.cos(_TURN), 0.0], [0.0, 0.0, 1.0]])
-    tilt = np.array([[1.0, 0.0, 0.0], [0.0, math.cos(_TILT), math.sin(_TILT)], [0.0, -math.sin(_TILT), math.cos(_TILT)]])
+    turn = np.array(
+        [[math.cos(_TURN), -math.sin(_TURN), 0.0], [math.sin(_TURN), math.cos(_TURN), 0.0], [0.0, 0.0, 1.0]]
+    )
+    tilt = np.array(
+        [[1.0, 0.0, 0.0], [0.0, math.cos(_TILT), math.sin(_TILT)], [0.0, -math.sin(_TILT), math.cos(_TILT)]]
+    )
     return tilt @ turn
 
 

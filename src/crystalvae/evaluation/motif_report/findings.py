@@ -44,5 +44,5 @@ class MotifFindings:
     comparison: Mapping[str, Any] | None = None
     run: Mapping[str, object] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
-    files: Sequence[tuple[str, str]] = ()
-    """Files beside the report that it names, with what they hold."""
+    files: Sequence[str] = ()
+    """Files beside the report that it names."""

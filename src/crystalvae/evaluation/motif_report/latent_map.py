@@ -73,9 +73,7 @@ def latent_map(
     )
 
 
-def window_colourings(
-    findings: MotifFindings, properties: Sequence[str] | None
-) -> dict[str, Shaped[np.ndarray, "W"]]:
+def window_colourings(findings: MotifFindings, properties: Sequence[str] | None) -> dict[str, Shaped[np.ndarray, "W"]]:
     """Return what windows are coloured by: motif, community where it says more, time, and properties.
 
     The value of a window is that of the frame in its middle; energies are per atom. `properties` are all by default;

@@ -83,8 +83,8 @@ def forecast_plot(errors: pd.DataFrame, *, held_out: str) -> Plot:
         figure,
         name="forecast_errors",
         title="Errors of predictions",
-        caption=f"Of standardised features, over all windows of the {held_out} part; the upper end of the axis cuts the "
-        "linear extrapolation off.",
+        caption=f"Of standardised features, over all windows of the {held_out} part; the axis ends where only the "
+        "linear extrapolation goes on.",
     )
 
 

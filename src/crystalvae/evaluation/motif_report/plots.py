@@ -105,8 +105,8 @@ def transition_plot(findings: MotifFindings) -> Plot:
         figure,
         name="transitions",
         title="What follows what",
-        caption="Motifs, as large as their usage, and the probabilities of the next motif where it changes; those below "
-        f"{WEAK:g} are not drawn.",
+        caption="Motifs, as large as their usage, and the probabilities of the next motif where it changes; those "
+        f"below {WEAK:g} are not drawn.",
     )
 
 
@@ -162,7 +162,9 @@ def tree_plot(findings: MotifFindings) -> Plot:
     colours, communities = motif_colours(count), motif_colours(int(findings.communities.max()) + 1)
     for place, motif in enumerate(order):
         axes.plot(place, 0.0, "o", color=colours[motif], markersize=10, clip_on=False)
-        axes.plot([place - 0.4, place + 0.4], [-0.55, -0.55], color=communities[findings.communities[motif]], linewidth=4)
+        axes.plot(
+            [place - 0.4, place + 0.4], [-0.55, -0.55], color=communities[findings.communities[motif]], linewidth=4
+        )
     axes.set(xticks=range(count), xticklabels=[str(motif) for motif in order], xlabel="motif", ylabel="merge")
     axes.set_ylim(-0.8, len(tree.merges) + 0.5)
     axes.grid(visible=False)

@@ -40,7 +40,8 @@ def write_motif_report(
     """Write the page, `plots/*.png` and, of `animations` (gif, mp4), one of each motif's first clip; returns the paths.
 
     The page holds everything it shows, its viewer included: it opens from disk and asks the network for nothing.
-    Raises `OutputError` where the folder cannot be written to, `ConfigError` for a map or animation that cannot be made.
+    Raises `OutputError` where the folder cannot be written to, `ConfigError` for a map or animation that
+    cannot be made.
     """
     folder = Path(output_dir).expanduser()
     with plotting():
@@ -57,9 +58,7 @@ def write_motif_report(
     return [folder / HTML_NAME, *paths, *moving]
 
 
-def _plots(
-    findings: MotifFindings, *, projection: str, properties: Sequence[str] | None, seed: int
-) -> dict[str, Plot]:
+def _plots(findings: MotifFindings, *, projection: str, properties: Sequence[str] | None, seed: int) -> dict[str, Plot]:
     plots = [
         latent_map(findings, projection=projection, properties=properties, seed=seed),
         timeline_plot(findings),
