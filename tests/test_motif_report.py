@@ -40,7 +40,7 @@ def test_the_page_has_every_part(folder: Path):
     assert set(re.findall(r'id="plot-(\w+)"', page)) == PLOTS == {path.stem for path in (folder / "plots").iterdir()}
     assert "0.93" in page
     assert HOSTILE not in page
-    assert "http" not in re.sub(r"(?s)<script>.*?</script>|<pre>.*?</pre>", "", page)
+    assert "://" not in re.sub(r"(?s)<script>.*?</script>|<pre>.*?</pre>", "", page)
     data = json.loads(re.search(r'id="viewer-data">(.*?)</script>', page)[1])
     assert {clip["motif"] for clip in data["clips"]} == {0, 1}
     assert data["clips"][-1]["obstacle"] == "its cell has no volume"

@@ -61,6 +61,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.fixture(autouse=True)
+def quick_report(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take seconds, and are tested elsewhere: after the first run the page is only its name."""
+    from crystalvae.commands import motifs as command
+
+    def write(findings: Any, output_dir: Path, **_options: Any) -> list[Path]:
+        (output_dir / "report.html").write_text(f"Motifs: {findings.name}", encoding="utf-8")
+        return [output_dir / "report.html"]
+
+    monkeypatch.setattr(command, "write_motif_report", write)
+
+
 def state(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "run" / "pipeline.json").read_text(encoding="utf-8"))["steps"]
 
