@@ -88,6 +88,7 @@ class MotifRun:
         """Return the steps in order."""
         config = to_plain(self.config)
         described = config["sequence_module"]
+        parts = {key: value for key, value in config["data"].items() if key not in {"source", "cache_dir"}}
         own = {"features": described["features"]} if self.checkpoint is None else {}
         callbacks = json.loads(json.dumps(config["callbacks"]).replace(str(self.folder), ""))
         training = {key: config[key] for key in ("trainer", "seed")}
@@ -95,8 +96,8 @@ class MotifRun:
         if self.checkpoint is not None:
             training = {"checkpoint": file_hash(self.checkpoint)}
         return [
-            Step("data", {"data": config["data"], "files": _listing(config["data"])}, self.data),
-            Step("features", {**own, "checkpoint": training.get("checkpoint")}, self.features),
+            Step("data", {"source": config["data"]["source"], "files": _listing(config["data"])}, self.data),
+            Step("features", {**own, "data": parts, "checkpoint": training.get("checkpoint")}, self.features),
             Step("training", training, self.training),
             Step("segmentation", {**config["motifs"], "communities": None, "seed": config["seed"]}, self.segmentation),
             Step(

@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 Criterion = Literal["bic", "silhouette"]
 MIN_VARIANCE = 1e-3
 """Added to the variances that are fitted, in units of the latents' overall variance."""
-_LEAST_VARIANCE = 1e-6
-"""Of the covariances of a hidden Markov model in any direction, in the same units: hmmlearn refuses singular ones."""
 _TOLERANCE = 1e-2
 """A hidden Markov model has settled when an iteration gains less log likelihood than this."""
 _LOCAL_WINDOWS = 31
@@ -206,16 +204,10 @@ def _fit_hmm(
     _tell_unless(best.monitor_.converged, iterations)
     return {
         "means": best.means_,
-        "covariances": _positive(np.asarray(best.covars_)),  # matrices, of both kinds
+        "covariances": np.asarray(best.covars_),  # matrices, of both kinds
         "weights": best.startprob_,
         "transitions": best.transmat_,
     }
-
-
-def _positive(covariances: np.ndarray) -> np.ndarray:
-    """Return covariances that are positive definite, where latents fill fewer dimensions than they have."""
-    values, vectors = np.linalg.eigh(0.5 * (covariances + covariances.swapaxes(1, 2)))
-    return np.einsum("kij,kj,klj->kil", vectors, np.maximum(values, _LEAST_VARIANCE), vectors)
 
 
 def _local_statistics(scaled: np.ndarray, lengths: Sequence[int]) -> np.ndarray:

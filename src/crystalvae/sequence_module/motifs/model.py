@@ -21,6 +21,8 @@ from crystalvae.errors import CheckpointError, ConfigError, DataError
 Method = Literal["hmm", "gmm", "kmeans"]
 CovarianceType = Literal["full", "diag"]
 FORMAT_VERSION = 1
+_LEAST_VARIANCE = 1e-6
+"""Of the covariances of a hidden Markov model in any direction: hmmlearn refuses singular ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +194,19 @@ def hidden_markov_model(count: int, *, overlap: int, **options: Any) -> Any:
         def _compute_log_likelihood(self, X: np.ndarray) -> np.ndarray:  # noqa: N803  hmmlearn's name
             return super()._compute_log_likelihood(X) / overlap
 
+        def _do_mstep(self, stats: dict[str, Any]) -> None:
+            super()._do_mstep(stats)
+            if self.covariance_type == "full":
+                self._covars_ = _positive(self._covars_)
+
     return OverlappingWindows(count, **options)
+
+
+def _positive(covariances: np.ndarray) -> np.ndarray:
+    """Return covariances that are positive definite, also where windows fill fewer dimensions than latents have."""
+    values, vectors = np.linalg.eigh(0.5 * (covariances + covariances.swapaxes(1, 2)))
+    raised = np.einsum("kij,kj,klj->kil", vectors, np.maximum(values, _LEAST_VARIANCE), vectors)
+    return np.where((values.min(axis=1) < _LEAST_VARIANCE)[:, None, None], raised, covariances)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
