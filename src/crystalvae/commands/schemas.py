@@ -87,6 +87,8 @@ class Sampler:
     steps: int | None
     stochasticity: Number | None
     time_shift: Number | None
+    method: str | None
+    eta: Number | None
     guidance_scale: Number | None
     composition_temperature: Number | None
 
@@ -307,6 +309,17 @@ class Cluster(OfCrystals):
 
 
 @dataclass(kw_only=True)
+class Convert(Config):
+    """`convert.yaml`."""
+
+    ckpt_path: str = path()
+    vae_ckpt_path: str | None = path()
+    dataset: str | None
+    output: str = path()
+    overwrite: bool
+
+
+@dataclass(kw_only=True)
 class Publish(Config):
     """`publish.yaml`."""
 
@@ -374,6 +387,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "evaluate": Evaluate,
     "latent": Latent,
     "cluster": Cluster,
+    "convert": Convert,
     "publish": Publish,
     "trajectory": RunTrajectory,
     "train_sequence": TrainSequence,
