@@ -18,7 +18,7 @@ from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.prior_module.flow import logit_normal
 from crystalvae.prior_module.latent_flow import LatentFlow, PriorNoise
-from crystalvae.vae_module.conditions.values import Values, condition_values, drop_conditions
+from crystalvae.vae_module.conditions.values import Values, condition_ranges, condition_values, drop_conditions
 from crystalvae.vae_module.frozen import OverFrozenVAE
 from crystalvae.vae_module.lightning import build_optimizer
 from crystalvae.vae_module.reconstruction_errors import check_finite
@@ -119,7 +119,7 @@ class LatentPrior(OverFrozenVAE):
         def normal(rows: int, *columns: int) -> Tensor:
             return torch.randn(rows, *columns, generator=generator, device=device)
 
-        values = condition_values(crystals, prior.names)
+        values = condition_values(crystals, prior.names, classes=prior.classes)
         times = logit_normal(normal(batch.total_crystals), **self.time)
         noise = batch.per_atom(normal(batch.total_atoms, prior.latent_dim))
         posterior_noise = batch.per_atom(normal(batch.total_atoms, prior.latent_dim))
@@ -179,7 +179,9 @@ class LatentPrior(OverFrozenVAE):
     @torch.no_grad()
     def fit_statistics(self, crystals: CrystalBatch, *, batch_size: int = 1024) -> None:
         """Take over the statistics of crystals' latents and conditions, for the parts that are trained."""
-        values = condition_values(crystals, self.prior.names)
+        values = condition_values(crystals, self.prior.names, classes=self.prior.classes)
+        if ranges := condition_ranges(values, self.prior.classes):
+            self.vae_module.statistics = {**self.statistics, "conditions": ranges}
         if "composition" in self.trained and self.prior.composition is not None:
             self.prior.composition_conditions.fit(values)
         if "flow" not in self.trained:
