@@ -20,7 +20,7 @@ from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints import format as checkpoints
 from crystalvae.checkpoints.trusted import trusting
 from crystalvae.checks import check_count, check_switch
-from crystalvae.data.augmentation import Augmentation, InputNoise
+from crystalvae.data.augmentation import Augmentation, FeatureScales, InputNoise
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.dataset import CrystalDataset
 from crystalvae.data.soundness import sound_crystals
@@ -130,6 +130,7 @@ class VAEModule(L.LightningModule):
                 raise ConfigError(f"prior._target_: got a {type(self.prior).__name__}; expected a learned prior")
         self.augmentation = Augmentation.of(plain["augmentation"])
         self.noise = InputNoise(**(plain["noise"] or {}))
+        self.noise_scales: FeatureScales | None = None
         self._latents: list[LatentStatistics] = []
         self._index: EmbeddingIndex | None = None
 
@@ -572,7 +573,7 @@ class VAEModule(L.LightningModule):
             return self.vae.reconstruct(target, target)
         generator = batch.generator()
         target = self.condition.dropped(self.augmentation(batch, generator), batch, generator)
-        seen = self.noise(batch, target, generator)
+        seen = self.noise(batch, target, generator, self.noise_scales)
         noise = torch.randn(batch.total_atoms, self.latent_dim, generator=generator, device=target.device)
         return self.vae.reconstruct(seen, target, noise=batch.per_atom(noise))
 
@@ -638,6 +639,8 @@ class VAEModule(L.LightningModule):
             ranges = condition_ranges(self.condition.values(crystals), self.condition.known_classes)
             self.statistics = {**datamodule.statistics(), **({"conditions": ranges} if ranges else {})}
             self.vae.fit_conditions(crystals)
+            if self.noise.relative > 0:
+                self.noise_scales = FeatureScales.of(crystals)
 
     def on_train_epoch_start(self) -> None:
         """Tell the loader the epoch."""
