@@ -153,11 +153,8 @@ class InputNoise:
             )
 
         def normal(rows: int, scale: Tensor) -> Tensor:
-            return (
-                self.relative
-                * scale.to(crystals.device)
-                * torch.randn(rows, 3, generator=generator, device=crystals.device)
-            )
+            noise = torch.randn(rows, 3, generator=generator, device=crystals.device)
+            return self.relative * scale.to(crystals.device) * noise
 
         coords = batch.per_atom(normal(batch.total_atoms, scales.frac_coords))
         lengths, angles = (batch.per_crystal(normal(batch.total_crystals, s)) for s in (scales.lengths, scales.angles))
