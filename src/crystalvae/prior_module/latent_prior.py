@@ -19,7 +19,7 @@ from crystalvae.errors import ConfigError
 from crystalvae.prior_module.flow import logit_normal
 from crystalvae.prior_module.latent_diffusion import LatentDiffusion
 from crystalvae.prior_module.latent_flow import LatentFlow, PriorNoise
-from crystalvae.vae_module.conditions.values import Values, condition_values, drop_conditions
+from crystalvae.vae_module.conditions.values import Values, condition_ranges, condition_values, drop_conditions
 from crystalvae.vae_module.frozen import OverFrozenVAE
 from crystalvae.vae_module.lightning import build_optimizer
 from crystalvae.vae_module.reconstruction_errors import check_finite
@@ -120,7 +120,7 @@ class LatentPrior(OverFrozenVAE):
         def normal(rows: int, *columns: int) -> Tensor:
             return torch.randn(rows, *columns, generator=generator, device=device)
 
-        values = condition_values(crystals, prior.names)
+        values = condition_values(crystals, prior.names, classes=prior.classes)
         times = logit_normal(normal(batch.total_crystals), **self.time)
         noise = batch.per_atom(normal(batch.total_atoms, prior.latent_dim))
         posterior_noise = batch.per_atom(normal(batch.total_atoms, prior.latent_dim))
@@ -143,7 +143,11 @@ class LatentPrior(OverFrozenVAE):
                 per_atom = {"flow_loss": prior.flow_loss(latents, crystals, values, draws)}
             parts |= {name: errors.sum() / batch.mean_atoms for name, errors in per_atom.items()}
             loss = loss + ("flow" in self.trained) * next(iter(parts.values()))
-        if isinstance(prior, LatentFlow) and prior.composition is not None and ("composition" in self.trained or not training):
+        if (
+            isinstance(prior, LatentFlow)
+            and prior.composition is not None
+            and ("composition" in self.trained or not training)
+        ):
             parts["composition_nll"] = prior.composition_loss(crystals, values).sum() / batch.mean_crystals
             loss = loss + ("composition" in self.trained) * self.composition_weight * parts["composition_nll"]
         return {"loss": loss, **parts}
@@ -186,7 +190,9 @@ class LatentPrior(OverFrozenVAE):
     @torch.no_grad()
     def fit_statistics(self, crystals: CrystalBatch, *, batch_size: int = 1024) -> None:
         """Take over the statistics of crystals' latents and conditions, for the parts that are trained."""
-        values = condition_values(crystals, self.prior.names)
+        values = condition_values(crystals, self.prior.names, classes=self.prior.classes)
+        if ranges := condition_ranges(values, self.prior.classes):
+            self.vae_module.statistics = {**self.statistics, "conditions": ranges}
         if "composition" in self.trained and isinstance(self.prior, LatentFlow) and self.prior.composition is not None:
             self.prior.composition_conditions.fit(values)
         if "flow" not in self.trained:
