@@ -42,6 +42,7 @@ const CrystalView = (() => {
         fontSize: 15, backgroundOpacity: 0, inFront: true, alignment: "center",
       });
     });
+    viewer.setView([0, 0, 0, 0, 0, 0, 0, 1]);  // whatever was shown before, from the same side
     viewer.zoomTo();
     viewer.rotate(-72, "x");
     viewer.rotate(-24, "y");
