@@ -1,8 +1,10 @@
-"""Reduced formulas and masses of many crystals, from plain arrays."""
+"""Chemical formulas and masses of cells, from atomic numbers."""
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,22 +21,23 @@ def formulas_and_masses(
     A formula with unknown elements (0, or above 118) is not reduced, ends with X and their number, and its mass is that
     of the rest.
     """
-    from pymatgen.core import Composition, Element
-
-    elements = {int(z): Element.from_Z(int(z)) for z in np.unique(numbers) if 1 <= z <= 118}
-    seen: dict[bytes, tuple[str, float]] = {}
     formulas, masses = [], np.full(len(counts), np.nan)
     for i, atoms in enumerate(np.split(numbers, np.cumsum(counts))[:-1]):
-        key = np.sort(atoms).tobytes()
-        if key not in seen:
-            amounts = {z: int((atoms == z).sum()) for z in dict.fromkeys(atoms.tolist())}
-            named = {elements[z]: amount for z, amount in amounts.items() if z in elements}
-            composition = Composition(named)
-            unknown = sum(amount for z, amount in amounts.items() if z not in elements)
-            with warnings.catch_warnings():  # pymatgen sorts by electronegativity, and warns of noble gases
-                warnings.filterwarnings("ignore", message="No Pauling electronegativity")
-                formula = composition.reduced_formula if named and not unknown else composition.formula.replace(" ", "")
-            seen[key] = (formula + (f"X{unknown}" if unknown else ""), float(composition.weight))
-        formulas.append(seen[key][0])
-        masses[i] = seen[key][1]
+        formula, masses[i] = formula_and_mass(tuple(np.sort(atoms).tolist()))
+        formulas.append(formula)
     return formulas, masses
+
+
+@lru_cache(maxsize=100_000)
+def formula_and_mass(numbers: tuple[int, ...]) -> tuple[str, float]:
+    """Return formula and mass of one cell, see `formulas_and_masses`; `numbers` are its atomic numbers in order."""
+    from pymatgen.core import Composition, Element
+
+    amounts = Counter(numbers)
+    named = {Element.from_Z(z): amount for z, amount in amounts.items() if 1 <= z <= 118}
+    composition = Composition(named)
+    unknown = len(numbers) - sum(named.values())
+    with warnings.catch_warnings():  # pymatgen sorts by electronegativity, and warns of noble gases
+        warnings.filterwarnings("ignore", message="No Pauling electronegativity")
+        formula = composition.reduced_formula if named and not unknown else composition.formula.replace(" ", "")
+    return formula + (f"X{unknown}" if unknown else ""), float(composition.weight)
