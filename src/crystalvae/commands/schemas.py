@@ -174,6 +174,8 @@ class Symmetry:
 class Stability:
     """Energies above the hull."""
 
+    second_potential: str | None
+    hull: str | None = path()
     hull_splits: list[str]
     relax_hull: bool
     complete_elements: bool
