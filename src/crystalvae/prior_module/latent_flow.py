@@ -14,14 +14,19 @@ from torch import Tensor, nn
 from crystalvae.checks import check_choice
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.canonical import element_order
+from crystalvae.data.symmetric.projection import AtomSites
 from crystalvae.errors import ConfigError
+from crystalvae.prior_module.analogues import Analogues
 from crystalvae.prior_module.composition_model import CompositionModel, Compositions
 from crystalvae.prior_module.denoiser import Denoiser
 from crystalvae.prior_module.flow import Prediction, SamplerOptions, interpolate, preconditioning, solve
+from crystalvae.prior_module.gene_training import ConditionedGenes
+from crystalvae.prior_module.genes import Genes
+from crystalvae.prior_module.hints import Hints
 from crystalvae.vae_module.conditions.embedder import ConditionEmbedder
 from crystalvae.vae_module.conditions.values import Values, told
 from crystalvae.vae_module.distribution import normal_noise
-from crystalvae.vae_module.latent_source import Drawn, DrawOptions
+from crystalvae.vae_module.latent_source import Autoencoder, Drawn, DrawOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +69,18 @@ class LatentFlow(nn.Module):
         self_conditioning: bool = True,
         conditions: Sequence[str] = (),
         composition: Mapping[str, Any] | None = None,
+        gene: Mapping[str, Any] | None = None,
         sampler: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_choice("prior.prediction", prediction, get_args(Prediction))
         if composition is not None and not elements_given:
             raise ConfigError("prior.composition: the VAE decodes elements from its latents; set composition=null")
+        if gene is not None and (composition is not None or not elements_given):
+            raise ConfigError(
+                "prior.gene: genes take the place of compositions, for a VAE that is given elements; set "
+                "composition=null, or gene=null"
+            )
         self.latent_dim, self.elements_given, self.prediction = latent_dim, elements_given, prediction
         self.self_conditioning = self_conditioning
         self.sampler = SamplerOptions(**(sampler or {}))
@@ -83,7 +94,12 @@ class LatentFlow(nn.Module):
             dropout=dropout,
             elements_given=elements_given,
             self_conditioning=self_conditioning,
+            genes_given=gene is not None,
         )
+        self.gene, self.analogues = None, None
+        if gene is not None:
+            self.gene = ConditionedGenes(conditions=conditions, **gene)
+            self.analogues = Analogues()
         self.composition = None
         if composition is not None:
             self.composition = CompositionModel(**composition)
@@ -101,7 +117,7 @@ class LatentFlow(nn.Module):
     @property
     def proposes_elements(self) -> bool:
         """Whether there is a model of compositions, so that elements need not be given."""
-        return self.composition is not None
+        return self.composition is not None or self.gene is not None
 
     def fit_latents(self, mean: Float[Tensor, "N L"], variance: Float[Tensor, "N L"]) -> None:
         """Take over the statistics of the posteriors N(mean, variance) of a whole training set.
@@ -123,7 +139,12 @@ class LatentFlow(nn.Module):
     # ---- training ----------------------------------------------------------------------------------------------------
 
     def flow_loss(
-        self, latents: Float[Tensor, "N L"], crystals: CrystalBatch, values: Values, draws: PriorNoise
+        self,
+        latents: Float[Tensor, "N L"],
+        crystals: CrystalBatch,
+        values: Values,
+        draws: PriorNoise,
+        hints: Hints | None = None,
     ) -> Float[Tensor, "N"]:
         """Return each atom's squared error of the prediction, averaged over latent dimensions with weight `signal`.
 
@@ -136,9 +157,9 @@ class LatentFlow(nn.Module):
         estimate = None
         if self.self_conditioning and draws.self_condition:
             with torch.no_grad():
-                first = self.denoiser(noisy, draws.time, crystals, context, None)
+                first = self.denoiser(noisy, draws.time, crystals, context, None, hints)
                 estimate = self._to_clean(first, noisy, draws.time[crystals.batch][:, None])
-        output = self.denoiser(noisy, draws.time, crystals, context, estimate)
+        output = self.denoiser(noisy, draws.time, crystals, context, estimate, hints)
         target = self._target(clean, noisy, draws.noise, draws.time[crystals.batch][:, None])
         weights = self.signal / self.signal.sum()
         return ((output - target).square() * weights).sum(dim=-1)
@@ -149,6 +170,22 @@ class LatentFlow(nn.Module):
             raise ConfigError("this prior has no composition model")
         context = self.composition_conditions(values, crystals.num_graphs)
         return self.composition.negative_log_likelihood(Compositions.of(crystals), context)
+
+    @torch.no_grad()
+    def hints(
+        self, crystals: CrystalBatch, vae: Autoencoder, *, noise: Float[Tensor, "B"] | None = None
+    ) -> Hints | None:
+        """Return what the flow is told of crystals with genes, None for a prior without them.
+
+        The crystal that each may be like is the nearest one, or drawn with uniform `noise` (see `Analogues.find`);
+        NaN stands for none.
+        """
+        if self.analogues is None:
+            return None
+        sites = AtomSites.of(crystals)
+        models = self.analogues.find(crystals, Genes.of(crystals), noise=noise)
+        latents = self.standardize(vae.encode(models.crystals).mode())
+        return Hints(sites, latents, models.elements, models.distance)
 
     def _to_clean(
         self, output: Float[Tensor, "N L"], noisy: Float[Tensor, "N L"], time: Float[Tensor, "..."]

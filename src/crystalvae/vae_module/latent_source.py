@@ -79,6 +79,22 @@ class Drawn:
     order: Int[Tensor, "N"] | None = None
 
 
+class Autoencoder(Protocol):
+    """The VAE as a latent source sees it: `CrystalVAE`."""
+
+    def encode(self, crystals: CrystalBatch) -> Any:
+        """Return q(z | crystal), a `Posterior`."""
+        ...
+
+    def decode(self, latents: Float[Tensor, "N L"], crystals: CrystalBatch) -> Any:
+        """Decode latents for the atom counts and elements of crystals, to `DecodedCrystals`."""
+        ...
+
+    def to_crystals(self, decoded: Any, crystals: CrystalBatch) -> CrystalBatch:
+        """Build crystals of what was decoded."""
+        ...
+
+
 @runtime_checkable
 class LatentSource(Protocol):
     """What draws latents; `own_prior` says in words what from."""
