@@ -103,11 +103,6 @@ class Analogues(nn.Module):
 
     def _set(self, kept: _Kept) -> None:
         self._kept = kept
-        elements, sites = (
-            torch.from_numpy(part).split(kept.orbits.tolist()) for part in (kept.elements, kept.sites)
-        )
-        groups = torch.from_numpy(kept.groups)
-        self._genes = Genes(groups, *(pad_sites(part or [groups]) for part in (elements, sites)))
         self._patterns: dict[Pattern, _Entries] | None = None
         self._cells = torch.from_numpy(kept.cells * _STEPS).float()
         self._points = torch.from_numpy(kept.points / _TURN).float()
@@ -126,7 +121,11 @@ class Analogues(nn.Module):
 
     def genes(self) -> list[Gene]:
         """Return the genes of the crystals."""
-        return self._genes.to_list()
+        if not len(self):
+            return []
+        kept = self._kept
+        elements, sites = (torch.from_numpy(part).split(kept.orbits.tolist()) for part in (kept.elements, kept.sites))
+        return Genes(torch.from_numpy(kept.groups), pad_sites(elements).clamp_min(0), pad_sites(sites)).to_list()
 
     def _of_pattern(self) -> dict[Pattern, _Entries]:
         """Return the crystals of each pattern, sorted out on first use."""

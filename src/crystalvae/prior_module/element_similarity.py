@@ -30,7 +30,7 @@ class ElementSimilarity(nn.Module):
         super().__init__()
         groups, periods = periodic_table()
         known = sharpness * torch.stack((groups.float(), ROW_WEIGHT * periods), dim=1)
-        self.coordinates = nn.Parameter(torch.cat((known, torch.zeros(len(known), learned_coordinates)), dim=1))
+        self.coordinates = nn.Parameter(torch.cat((known, known.new_zeros(len(known), learned_coordinates)), dim=1))
         self.log_scales = nn.Parameter(torch.zeros(MAX_ELEMENTS + 1, MAX_ELEMENTS))
 
     def distances(self) -> Float[Tensor, "E E"]:
