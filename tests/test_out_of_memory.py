@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,13 +72,8 @@ def test_what_is_full_may_be_validation(options: list[str], monkeypatch: pytest.
         train(compose("train_vae", options))
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_several_processes_try_nothing() -> None:
-    class Many:
-        world_size = 2
-        batch_size = 64
-
-        class strategy:
-            root_device = torch.device("cpu")
-
-    error = memory_is_full(Many(), None, Many())  # type: ignore[arg-type]
+    trainer: Any = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    error = memory_is_full(trainer, None, SimpleNamespace(batch_size=64))  # type: ignore[arg-type]
     assert "data.batch_size=64 is too much for cpu; halve it, or run it with trainer.devices=1" in str(error)

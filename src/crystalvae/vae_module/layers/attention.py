@@ -54,7 +54,7 @@ class PaddingPlan:
         So encoder, decoder and all steps of a sampler use the same, and a GPU is waited for once.
         """
         if crystals.num_atoms not in _PLANS:
-            with torch.inference_mode(mode=False):  # a plan made in validation may serve a gradient later
+            with torch.inference_mode(False):  # a plan made in validation may serve a gradient later
                 _PLANS[crystals.num_atoms] = cls.laid_out(crystals)
         return _PLANS[crystals.num_atoms]
 
@@ -92,7 +92,7 @@ class PaddingPlan:
     def order(self, heads: int) -> HeadOrder:
         """Return the row numbers for this number of heads, computed once."""
         if heads not in self._orders:
-            with torch.inference_mode(mode=False):
+            with torch.inference_mode(False):
                 self._orders[heads] = self._head_order(heads)
         return self._orders[heads]
 
