@@ -27,6 +27,7 @@ from crystalvae.commands.precision import choose_precision
 from crystalvae.commands.run_checkpoints import CheckedResume, RunCheckpoints
 from crystalvae.commands.run_folder import RunFolder, check_same_model
 from crystalvae.errors import CheckpointError, ConfigError, CrystalVAEError, OutputError, TrainingError
+from crystalvae.prior_module.denoiser import ModulatedLayer
 from crystalvae.vae_module.layers.transformer import TransformerLayer
 from crystalvae.vae_module.vae_module import VAEModule
 
@@ -172,8 +173,8 @@ def _check_not_diverged(trainer: L.Trainer) -> None:
 
 
 def compile_layers(module: L.LightningModule, *, backend: str = "inductor") -> None:
-    """Compile each transformer layer, for any number of atoms; weights keep their names."""
-    layers = [layer for layer in module.modules() if isinstance(layer, TransformerLayer)]
+    """Compile each transformer layer, a flow's included, for any number of atoms; weights keep their names."""
+    layers = [layer for layer in module.modules() if isinstance(layer, (TransformerLayer, ModulatedLayer))]
     if not layers:
         raise ConfigError("compile: got true, but this model has no transformer layers to compile; set compile=false")
     for layer in layers:
