@@ -39,6 +39,9 @@ log = logging.getLogger("box")
 STEPS = {"works": 1.0, "speed": 2.0, "quality": 5.0, "scaling": 2.0}
 """Steps in order, and their shares of the time: what one leaves over goes to those after it."""
 
+MOST_COLUMNS = 14
+"""Of a table; wider ones are turned."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the steps that are asked for, and write what all of them have found."""
@@ -121,19 +124,27 @@ def summary(folder: Path) -> str:
         machine = content["machine"]
         on = machine["accelerator"] or f"{machine['processor']}, {machine['threads']} threads; no GPU"
         lines += [f"## {step}", "", f"On {on}; torch {machine['torch']}.", ""]
-        for rows in grouped([row for rows in content["found"].values() for row in rows]):
-            lines += [training.as_table(rows), ""]
+        for table in grouped([row for rows in content["found"].values() for row in rows]):
+            lines += [as_text(table), ""]
         lines += [f"- {name}: {why}" for name, why in content["missing"].items()]
         lines += [""] if content["missing"] else []
     return "\n".join(lines)
 
 
+def as_text(rows: list[Row]) -> str:
+    """Return rows as a table, turned where they have many columns."""
+    if max(len(row) for row in rows) <= MOST_COLUMNS:
+        return training.as_table(rows)
+    keys = list(dict.fromkeys(key for row in rows for key in row if key != "what"))
+    return training.as_table([{"": key, **{str(row["what"]): row.get(key, "") for row in rows}} for key in keys])
+
+
 def grouped(rows: list[Row]) -> list[list[Row]]:
-    """Return rows that share their columns together, so that each group is a table."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
+    """Return rows of one kind, by the first word of what they are of, together: each kind is a table."""
+    groups: dict[str, list[Row]] = {}
     for row in rows:
         shown = {key: value for key, value in row.items() if value is not None and not isinstance(value, dict)}
-        groups.setdefault(tuple(shown), []).append(shown)
+        groups.setdefault(str(row.get("what", "")).split(" ")[0], []).append(shown)
     return list(groups.values())
 
 

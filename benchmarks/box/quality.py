@@ -45,6 +45,11 @@ KEYS = {
 }
 """Config keys of what the sweep tries."""
 JUDGED_BY = {"vae": "recon_loss", "prior": "flow_loss"}
+SHOWN = {
+    "vae": ("val/recon_loss", "val/element_accuracy", "val/coord_error", "val/length_error", "val/angle_error"),
+    "prior": ("val/flow_loss", "val/composition_nll", "val/vun", "val/vun_contacts"),
+}
+"""What is told of a training, at its end."""
 VALIDATIONS = {"vae": 20, "prior": 8}
 """How often a training is validated, and its best checkpoint chosen."""
 
@@ -193,7 +198,8 @@ def train(part: str, store: Store, budget: Budget, sizes: Sizes, *, data: Sequen
             raise TimeoutError(
                 f"stopped in order after {run.get('epochs', 0)} of {epochs} epochs; the next job goes on"
             )
-        return [{"what": done, "epochs": run["epochs"], "seconds_of_last_job": run["seconds"], **run["metrics"]}]
+        metrics = {name: round(run["metrics"][name], 5) for name in SHOWN[part] if name in run["metrics"]}
+        return [{"what": done, "epochs": run["epochs"], "seconds_of_last_job": run["seconds"], **metrics}]
 
     return store.measure(done, work, budget, seconds=min(30.0, seconds)) is not None
 
