@@ -70,7 +70,7 @@ def test_packed_attention_is_that_of_padded_rows_and_of_the_cpu(
 
     def values_and_gradient(where: str, packed: bool, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         plan = PaddingPlan.laid_out(crystals.to(where), packed=packed)
-        x = qkv.to(where, kind).requires_grad_()
+        x = qkv.to(where, kind, copy=True).requires_grad_()
         mixed = attend(x, plan, heads=2)
         (mixed.float() * weights.to(where)).sum().backward()
         assert x.grad is not None

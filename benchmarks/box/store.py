@@ -64,6 +64,9 @@ class Store:
         start = time.monotonic()
         try:
             rows = work()
+        except TimeoutError as error:
+            self._miss(name, f"left for the next job: {error}")
+            return None
         except Exception as error:
             log.exception("%s failed", name)
             self._miss(name, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")

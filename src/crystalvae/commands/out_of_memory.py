@@ -66,7 +66,7 @@ def _fits(size: int, trainer: L.Trainer, module: L.LightningModule, datamodule: 
         module.to(device).train()
         kept = _reserve(module, device)
         with _as_in_training(trainer, module), trainer.precision_plugin.train_step_context():
-            loss: Tensor = module.training_step(next(iter(smaller.train_dataloader())).to(device), 0)
+            loss: Any = module.training_step(next(iter(smaller.train_dataloader())).to(device), 0)
         loss.backward()
         del loss, kept
     except torch.OutOfMemoryError:
