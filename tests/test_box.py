@@ -44,7 +44,7 @@ def results(folder: Path, step: str) -> dict[str, Any]:
 
 
 def test_works(given: list[str], folder: Path) -> None:
-    gpu.main([*given, "--minutes", "4", "--tests", "rotations", "works"])
+    gpu.main([*given, "--minutes", "60", "--tests", "rotations", "works"])
     found = results(folder, "works")
     outcomes = {row["test"].split("::")[1]: row["outcome"] for row in found["found"]["tests"]}
     name = "test_rotations_under_bfloat16_are_rotations"
@@ -53,7 +53,7 @@ def test_works(given: list[str], folder: Path) -> None:
 
 
 def test_speed(given: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu.main([*given, "--minutes", "4", "speed"])
+    gpu.main([*given, "--minutes", "60", "speed"])
     found = results(folder, "speed")
     assert found["missing"] == {}
     step, flow, sampling, _, plan = found["found"].values()
@@ -73,12 +73,12 @@ def test_speed(given: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) 
         raise AssertionError("measured again")
 
     monkeypatch.setattr(training, "measure", again)
-    gpu.main([*given, "--minutes", "1", "speed"])
+    gpu.main([*given, "--minutes", "60", "speed"])
     assert results(folder, "speed")["found"].keys() == found["found"].keys()
 
 
 def test_quality(given: list[str], folder: Path) -> None:
-    gpu.main([*given, "--minutes", "4", "--all-minutes", "0.2", "quality"])
+    gpu.main([*given, "--minutes", "60", "--all-minutes", "0.2", "quality"])
     found = results(folder, "quality")
     assert found["missing"] == {}
     for part in ("vae", "prior"):
@@ -94,13 +94,13 @@ def test_quality(given: list[str], folder: Path) -> None:
     assert [line.split()[1] for line in lines] == [
         f"src/{n}.py" for n in ("train_vae", "train_prior", "publish", "evaluate")
     ]
-    gpu.main([*given, "--minutes", "0.1", "quality"])
+    gpu.main([*given, "--minutes", "60", "quality"])
     assert (folder / "quality/commands.sh").read_text().splitlines() == lines
 
 
 def test_scaling(given: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "REHEARSAL", Sizes(**{**vars(REHEARSAL), "devices": (2,)}))
-    gpu.main([*given, "--minutes", "4", "scaling"])
+    gpu.main([*given, "--minutes", "60", "scaling"])
     found = results(folder, "scaling")
     assert found["missing"] == {}
     rows = [row for rows in found["found"].values() for row in rows]
