@@ -9,7 +9,7 @@ Steps: works (the tests that want a GPU), speed (steps against the plain referen
 minutes), quality (a sweep, mp20-base's VAE and prior, the card's evaluations) and scaling (batches, widths, up to
 2,000,000 crystals, devices). Every step runs in a process of its own and never longer than its share of the minutes; it
 leaves results.json, logs and checkpoints in a folder of its name, and all of them together a README.md with tables.
-What has a result is not done again. No network is needed but for MP-20, which is brought along: CRYSTALVAE_MP20_DIR, or --data-dir.
+What has a result is not done again. No network is needed but for MP-20, which is brought along (CRYSTALVAE_MP20_DIR).
 """
 
 from __future__ import annotations

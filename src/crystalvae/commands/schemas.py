@@ -88,6 +88,8 @@ class Sampler:
     steps: int | None
     stochasticity: Number | None
     time_shift: Number | None
+    method: str | None
+    eta: Number | None
     guidance_scale: Number | None
     composition_temperature: Number | None
 
@@ -174,6 +176,8 @@ class Symmetry:
 class Stability:
     """Energies above the hull."""
 
+    second_potential: str | None
+    hull: str | None = path()
     hull_splits: list[str]
     relax_hull: bool
     complete_elements: bool
@@ -309,6 +313,17 @@ class Cluster(OfCrystals):
 
 
 @dataclass(kw_only=True)
+class Convert(Config):
+    """`convert.yaml`."""
+
+    ckpt_path: str = path()
+    vae_ckpt_path: str | None = path()
+    dataset: str | None
+    output: str = path()
+    overwrite: bool
+
+
+@dataclass(kw_only=True)
 class Publish(Config):
     """`publish.yaml`."""
 
@@ -376,6 +391,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "evaluate": Evaluate,
     "latent": Latent,
     "cluster": Cluster,
+    "convert": Convert,
     "publish": Publish,
     "trajectory": RunTrajectory,
     "train_sequence": TrainSequence,

@@ -400,6 +400,12 @@ class CrystalBatch:
             for numbers, coords, lattice in self.to_arrays()
         ]
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the first crystals in a viewer, and a table of them."""
+        from crystalvae.data.view.notebook import MOST_SHOWN, crystals_html
+
+        return crystals_html(self[:MOST_SHOWN].to_arrays(), self.num_graphs, self.num_nodes)
+
 
 def handedness(lattices: Float[np.ndarray, "B 3 3"]) -> Float[np.ndarray, "B"]:
     """Return -1 for left-handed cells and 1 for all others."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crystalvae.data.formulas import formula_and_mass
 from crystalvae.data.lattice import lattice_from_parameters, lattice_to_parameters
 
 DECIMALS = 8
@@ -79,13 +79,9 @@ def file_records(
 
 def cif_text(record: FileRecord) -> str:
     """Return a CIF of all atoms in space group P 1, the record's id as the name of its block."""
-    from pymatgen.core import Composition
-
     counts = {symbol: record.symbols.count(symbol) for symbol in dict.fromkeys(record.symbols)}
     units = math.gcd(*counts.values())
-    with warnings.catch_warnings():  # pymatgen sorts by electronegativity, and warns of noble gases
-        warnings.filterwarnings("ignore", message="No Pauling electronegativity")
-        formula = Composition(counts).reduced_formula
+    formula, _ = formula_and_mass(tuple(sorted(record.numbers.tolist())))
     block = gemmi.cif.Block(record.id)
     pairs = zip(
         ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma"),
