@@ -100,6 +100,7 @@ def run_command(arguments: Sequence[str], log_file: Path, budget: Budget, **opti
     with log_file.open("a", encoding="utf-8") as stream:
         stream.write(f"$ {' '.join(arguments)}\n")
         stream.flush()
+        start = stream.tell()
         process = subprocess.Popen(arguments, stdout=stream, stderr=subprocess.STDOUT, **options)
         try:
             status = process.wait(timeout=budget.left)
@@ -112,7 +113,7 @@ def run_command(arguments: Sequence[str], log_file: Path, budget: Budget, **opti
                 process.wait()
             return None
     if status:
-        end = log_file.read_text(encoding="utf-8", errors="replace")[-1500:]
+        end = log_file.read_bytes()[start:].decode(errors="replace")[-1500:]
         raise RuntimeError(f"{' '.join(arguments[1:3])} failed ({status}): {end}")
     return status
 
