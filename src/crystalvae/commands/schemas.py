@@ -92,6 +92,8 @@ class Sampler:
     eta: Number | None
     guidance_scale: Number | None
     composition_temperature: Number | None
+    projection: bool | None
+    analogues: str | None
 
 
 @dataclass(kw_only=True)
@@ -114,6 +116,8 @@ class Sampling(Config):
     temperature: Number = at_least(0)
     chemical_system: Any  # a text, or a list of elements
     chemical_system_subsets: bool
+    space_group: int | None = at_least(1, most=230)
+    crystal_system: str | None
     conditions: dict[str, Any] | None
     sampler: Sampler | None
     n_jobs: int = processes()

@@ -97,7 +97,8 @@ class LatentDiffusion(nn.Module):
     own_prior = "learned prior"
     proposes_elements = False
     composition = None
-    """Elements are decoded: no model proposes them."""
+    gene = None
+    """Elements are decoded: no model proposes them, or their sites."""
     latent_std: Tensor
     conditions: JointConditions | None
 
