@@ -61,6 +61,7 @@ class TrainPrior(Training):
     prior_module: dict[str, Any]
     vae_ckpt_path: str = path()
     ckpt_path: str | None = path()
+    compile: bool
 
 
 @dataclass(kw_only=True)
@@ -139,6 +140,7 @@ class Sample(Sampling):
     formats: Any  # one, or a list
     output_dir: str = path()
     overwrite: bool
+    cuda_graphs: bool
 
 
 @dataclass(kw_only=True)

@@ -24,6 +24,8 @@ MAX_ATOMIC_NUMBER = 99
 """Elements are classes 0..99, the atomic number; class 0 means masked or unknown."""
 _PER_CRYSTAL = ("properties", "conditions")
 """Fields that map names to tensors with one row per crystal."""
+_OF_COUNTS = ("batch", "ptr", "token_idx")
+"""What is derived from `num_atoms` alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +230,10 @@ class CrystalBatch:
             raise ValueError(
                 f"CrystalBatch.replace: unknown fields {sorted(unknown)}; expected some of {sorted(current)}"
             )
-        return CrystalBatch(**{**current, **changes})
+        made = CrystalBatch(**{**current, **changes})
+        if made.num_atoms is self.num_atoms:  # what was derived from it stays as it is
+            vars(made).update({name: vars(self)[name] for name in _OF_COUNTS if name in vars(self)})
+        return made
 
     def right_handed(self) -> CrystalBatch:
         """Return the same crystals in right-handed cells.
