@@ -16,7 +16,7 @@ from crystalvae.commands.ranks import Ranks, joined_processes
 from crystalvae.commands.relaxing import Relaxer
 from crystalvae.commands.sampling import described, sample_all, sample_request
 from crystalvae.data.writers import FORMATS, write_crystals
-from crystalvae.evaluation.validity.structure import describe
+from crystalvae.evaluation.validity.contacts import sample_facts
 from crystalvae.vae_module.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def _sample(config: DictConfig, ranks: Ranks) -> str:
     outcomes = None
     if relaxer is not None:
         crystals, outcomes = relaxer(crystals)
-    facts = describe(crystals)
+    facts = sample_facts(crystals)
     latents = module.source.own_prior
     info = {
         "ckpt_path": str(config.ckpt_path),

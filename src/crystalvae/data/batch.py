@@ -403,6 +403,12 @@ class CrystalBatch:
             for numbers, coords, lattice in self.to_arrays()
         ]
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the first crystals in a viewer, and a table of them."""
+        from crystalvae.data.view.notebook import MOST_SHOWN, crystals_html
+
+        return crystals_html(self[:MOST_SHOWN].to_arrays(), self.num_graphs, self.num_nodes)
+
 
 def handedness(lattices: Float[np.ndarray, "B 3 3"]) -> Float[np.ndarray, "B"]:
     """Return -1 for left-handed cells and 1 for all others."""
@@ -411,6 +417,13 @@ def handedness(lattices: Float[np.ndarray, "B 3 3"]) -> Float[np.ndarray, "B"]:
 
 
 def _concatenated(entries: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Concatenate the tensors whose names all entries have."""
+    """Concatenate the tensors whose names all entries have; lists of whole numbers are filled up with -1."""
     shared = set.intersection(*(set(entry) for entry in entries))
-    return {name: torch.cat([entry[name] for entry in entries]) for name in entries[0] if name in shared}
+    return {name: torch.cat(_as_wide([entry[name] for entry in entries])) for name in entries[0] if name in shared}
+
+
+def _as_wide(parts: list[Tensor]) -> list[Tensor]:
+    if any(part.ndim != 2 or part.is_floating_point() for part in parts):
+        return parts
+    width = max(part.shape[1] for part in parts)
+    return [torch.nn.functional.pad(part, (0, width - part.shape[1]), value=-1) for part in parts]

@@ -79,7 +79,14 @@ def file_records(
     )  # fmt: skip
     return [
         FileRecord(
-            name, [symbols[z] for z in numbers.tolist()], numbers.numpy(), frac.numpy(), cart.numpy(), cell, values, group
+            name,
+            [symbols[z] for z in numbers.tolist()],
+            numbers.numpy(),
+            frac.numpy(),
+            cart.numpy(),
+            cell,
+            values,
+            group,
         )
         for keep, name, numbers, frac, cart, cell, values, group in pieces
         if keep

@@ -93,7 +93,7 @@ def _read_columns(path: Path) -> pd.DataFrame:
 
 
 def _table_rows(path: Path, frame: pd.DataFrame, malformed: dict[int, str]) -> Iterator[Row]:
-    numeric = _numeric_columns(path, frame)
+    columns = _property_columns(path, frame)
     ids = frame["material_id"].tolist() if "material_id" in frame.columns else [None] * len(frame)
     number = 0
     for position, (crystal_id, cif) in enumerate(zip(ids, frame["cif"].tolist(), strict=True)):
@@ -101,7 +101,7 @@ def _table_rows(path: Path, frame: pd.DataFrame, malformed: dict[int, str]) -> I
         while number in malformed:
             yield "?", partial(_refuse_row, malformed[number]), {}
             number += 1
-        properties = {key: values[position] for key, values in numeric.items()}
+        properties = {name: value for name, values in columns.items() if (value := values[position]) is not None}
         yield _row_id(crystal_id, number), partial(_parse_cell, cif), properties
     for number in sorted(entry for entry in malformed if entry > number):
         yield "?", partial(_refuse_row, malformed[number]), {}
@@ -113,10 +113,11 @@ def _row_id(given: object, number: int) -> str:
     return str(given) if named else f"row-{number}"
 
 
-def _numeric_columns(path: Path, frame: pd.DataFrame) -> dict[str, list[float]]:
+def _property_columns(path: Path, frame: pd.DataFrame) -> dict[str, list[float | str | None]]:
+    """Return the columns of numbers, NaN where missing, and those of words, None where missing."""
     import pandas as pd
 
-    columns: dict[str, list[float]] = {}
+    columns: dict[str, list[float | str | None]] = {}
     for column in map(str, frame.columns):
         name = PROPERTY_NAMES.get(column, column)
         # An unnamed or repeated index column carries nothing; "." in a name cannot be addressed from a config.
@@ -128,6 +129,7 @@ def _numeric_columns(path: Path, frame: pd.DataFrame) -> dict[str, list[float]]:
             else _mostly_numbers(path, frame, column)
         )
         if given is None:
+            columns[name] = [value if isinstance(value, str) else None for value in frame[column].tolist()]
             continue
         values = given.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
         huge = np.abs(values) > np.finfo(np.float32).max

@@ -15,9 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.data.composition import GRAM_PER_CM3
-from crystalvae.data.file_records import CELL_DECIMALS, DECIMALS, LAST_ELEMENT, FileRecord, cif_text, described_groups, file_records
-from crystalvae.data.formulas import formulas_and_masses
+from crystalvae.data.file_records import (
+    CELL_DECIMALS,
+    DECIMALS,
+    LAST_ELEMENT,
+    FileRecord,
+    cif_text,
+    described_groups,
+    file_records,
+)
+from crystalvae.data.formulas import GRAM_PER_CM3, formulas_and_masses
 from crystalvae.errors import ConfigError, DataError
 from crystalvae.output_dir import MANIFEST_NAME, WRITER, check_output_dir, staged_output
 
