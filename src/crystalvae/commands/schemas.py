@@ -138,6 +138,7 @@ class Sample(Sampling):
     relax: bool
     relaxation: Relaxation
     formats: Any  # one, or a list
+    cif_symmetry: bool
     output_dir: str = path()
     overwrite: bool
     cuda_graphs: bool
