@@ -117,7 +117,7 @@ def test_hidden_widths_and_activations_of_mlps():
     config = tiny_config()
     for part, widths in (("encoder", [5]), ("decoder", [7, 6])):
         target = f"crystalvae.vae_module.{part}s.mlp.MLP{part.title()}"
-        config[part] = {"_target_": target, "d_model": 8, "hidden_dims": widths}
+        config[part] = {"_target_": target, "d_model": 8, "num_layers": None, "hidden_dims": widths}
     VAEModule(**config).losses(random_crystals(), step=0, training=True)["loss"].backward()
 
 

@@ -24,7 +24,7 @@ class MLPDecoder(CrystalReadOff):
         self,
         *,
         d_model: int,
-        num_layers: int | None = None,
+        num_layers: int | None,
         dim_feedforward: int | None = None,
         hidden_dims: Sequence[int] | None = None,
         activation: Activation = "gelu",
