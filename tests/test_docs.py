@@ -141,7 +141,9 @@ OBJECTIVES = [
     *(f"vae_module/objective/schedule/{name}.yaml" for name in ("none", "linear", "sigmoid", "cyclical")),
 ]
 PRIOR = "prior_module/prior_module.yaml"
+PRIORS = [f"prior_module/prior/{name}.yaml" for name in ("flow", "diffusion")]
 WHOLE = [
+    *PRIORS,
     *("vae_module/vae_module.yaml", PRIOR, "sample.yaml", "evaluate.yaml", "train_vae.yaml", "train_prior.yaml"),
     *("cluster.yaml", "latent.yaml", "train_predictor.yaml", "predictor/predictor.yaml"),
 ]

@@ -17,7 +17,7 @@ from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.cif import MAX_SITES
 from crystalvae.data.composition import parse_composition
 from crystalvae.errors import ConfigError
-from crystalvae.vae_module.atom_counts import draw_atom_counts, seen_atom_counts
+from crystalvae.vae_module.atom_counts import seen_atom_counts
 from crystalvae.vae_module.conditions.embedder import ConditionEmbedder
 from crystalvae.vae_module.conditions.values import ELEMENTS
 from crystalvae.vae_module.draw_crystals import Spread, one_by_one
@@ -120,9 +120,7 @@ def _atoms(module: VAEModule, request: SampleRequest, generator: torch.Generator
     if not proposes_elements(module):
         raise ConfigError("this checkpoint predicts structures for given elements: say which, composition=LiFePO4")
     if request.num_atoms is None:
-        needed = module.elements_needed(request)
-        counts = draw_atom_counts(module.statistics, request.number, generator=generator, elements=needed)
-        return CrystalBatch.empty(counts)
+        return CrystalBatch.empty(module.draw_sizes(request.number, request, generator))
     given = request.num_atoms
     sizes = [given] * request.number if isinstance(given, int) else list(given)
     _warn_unseen(set(sizes), seen_atom_counts(module.statistics))

@@ -111,6 +111,7 @@ def _refuse_options(config: DictConfig) -> None:
         "num_atoms": config.num_atoms is not None,
         "chemical_system": config.chemical_system is not None,
         "chemical_system_subsets": bool(config.chemical_system_subsets),
+        "cuda_graphs": bool(config.cuda_graphs),
         **{f"conditions.{name}": value is not None for name, value in conditions.items()},
         **{f"sampler.{name}": value is not None for name, value in sampler.items()},
     }

@@ -33,7 +33,7 @@ from crystalvae.vae_module.conditions.values import asked_values, condition_rang
 from crystalvae.vae_module.decoders.heads import DecodedCrystals
 from crystalvae.vae_module.distribution import LOG_VARIANCE_RANGE, DiagonalGaussianDistribution, normal_noise
 from crystalvae.vae_module.draw_crystals import Spread, draw_crystals, one_by_one
-from crystalvae.vae_module.latent_source import DrawOptions, LatentSource, LearnedPrior
+from crystalvae.vae_module.latent_source import DrawOptions, LatentSource, LearnedPrior, gene_source
 from crystalvae.vae_module.latent_space import interpolation
 from crystalvae.vae_module.latent_space.bare_latents import crystals_of_latents
 from crystalvae.vae_module.latent_space.embedding import embed
@@ -306,10 +306,7 @@ class VAEModule(L.LightningModule):
         if isinstance(batch, Integral):
             count = cast("int", batch)
             check_count("sample: the number of crystals", count)
-            needed = self.elements_needed(asked)
-            template = CrystalBatch.empty(
-                draw_atom_counts(self.statistics, count, generator=generator, elements=needed)
-            )
+            template = CrystalBatch.empty(self.draw_sizes(count, asked, generator))
         else:
             template = as_crystals(cast("CrystalBatch | Batch", batch))
         spread = partial(one_by_one, advance=advance)
@@ -358,6 +355,16 @@ class VAEModule(L.LightningModule):
         prior = cast("LearnedPrior", self.prior)
         values = asked_values(conditions, prior.names, len(crystals), classes=prior.classes)
         return crystals.replace(conditions={name: value.to(crystals.device) for name, value in values.items()})
+
+    def draw_sizes(self, count: int, options: DrawOptions, generator: torch.Generator | None) -> Int[Tensor, "B"]:
+        """Draw atom counts from those of the training set, given what is asked for as far as the model knows."""
+        genes = gene_source(self.source)
+        weights_of = None
+        if genes is not None and options.needs_genes:
+            weights_of = partial(genes.size_weights, options=options)
+        return draw_atom_counts(
+            self.statistics, count, generator=generator, elements=self.elements_needed(options), weights_of=weights_of
+        )
 
     def elements_needed(self, options: DrawOptions) -> int:
         """Return how many different elements each crystal will have to have."""
