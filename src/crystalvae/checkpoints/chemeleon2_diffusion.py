@@ -55,12 +55,13 @@ def convert_diffusion(path: Path, content: Mapping[str, Any], *, vae: Path | Non
     else:
         vae_settings = read_inert(vae).get("hyper_parameters") or {}
     vae_config = config_of_vae(path, plain, vae_settings)
-    conditions, numbers = _conditions(path, weights, settings)
+    conditions, classes, numbers = _conditions(path, weights, settings)
     prior = {
         "_target_": _TARGET,
         **_denoiser(path, weights, settings),
         "steps": _steps(path, settings),
         "conditions": list(conditions.values()),
+        "classes": classes,
     }
     own = {f"vae_module.prior.{_renamed(path, name, conditions)}": value.clone() for name, value in weights.items()
            if not str(name).startswith("vae.")}  # fmt: skip
@@ -108,12 +109,13 @@ def _steps(path: Path, settings: Mapping[str, Any]) -> int:
 
 def _conditions(
     path: Path, weights: Mapping[str, Tensor], settings: Mapping[str, Any]
-) -> tuple[dict[str, str], dict[str, Any]]:
-    """Return our name of each condition, in order, and the mean and standard deviation of the numbers among them."""
+) -> tuple[dict[str, str], dict[str, int], dict[str, Any]]:
+    """Return our name of each condition, in order, the sizes of classes, and means and deviations of numbers."""
     options = plain_value(settings.get("condition_module"))
     if not options:
-        return {}, {}
+        return {}, {}, {}
     names: dict[str, str] = {}
+    classes: dict[str, int] = {}
     means, stds = [], []
     for name, kind in options["condition_type"].items():
         if kind in {"composition", "chemical_system"}:
@@ -121,8 +123,14 @@ def _conditions(
             width = MAX_ATOMIC_NUMBER + 1
         elif kind == "float":
             names[name], width = name, 1
+        elif kind == "categorical":
+            width = classes[name] = int(options["num_classes"])
+            names[name] = name
         else:
-            refuse(path, f"a condition {name} of the kind {kind}; numbers, compositions and chemical systems are known")
+            refuse(
+                path,
+                f"a condition {name} of the kind {kind}; numbers, classes, compositions and chemical systems are known",
+            )
         if weights[f"condition_module.encoders.{name}.null_embed"].shape != (1, width):
             refuse(path, f"the condition {name} has an unexpected width")
         known = (options.get("stats") or {}).get(name) or {}
@@ -130,7 +138,7 @@ def _conditions(
         means.append(float(known["mean"]) if both else 0.0)
         stds.append(float(known["std"]) if both else 1.0)
     reference = weights["latent_std"]
-    return names, {"mean": reference.new_tensor(means), "std": reference.new_tensor(stds)}
+    return names, classes, {"mean": reference.new_tensor(means), "std": reference.new_tensor(stds)}
 
 
 def plain_value(value: Any) -> Any:

@@ -61,6 +61,7 @@ class TrainPrior(Training):
     prior_module: dict[str, Any]
     vae_ckpt_path: str = path()
     ckpt_path: str | None = path()
+    compile: bool
 
 
 @dataclass(kw_only=True)
@@ -91,6 +92,8 @@ class Sampler:
     eta: Number | None
     guidance_scale: Number | None
     composition_temperature: Number | None
+    projection: bool | None
+    analogues: str | None
 
 
 @dataclass(kw_only=True)
@@ -113,6 +116,8 @@ class Sampling(Config):
     temperature: Number = at_least(0)
     chemical_system: Any  # a text, or a list of elements
     chemical_system_subsets: bool
+    space_group: int | None = at_least(1, most=230)
+    crystal_system: str | None
     conditions: dict[str, Any] | None
     sampler: Sampler | None
     n_jobs: int = processes()
@@ -133,8 +138,10 @@ class Sample(Sampling):
     relax: bool
     relaxation: Relaxation
     formats: Any  # one, or a list
+    cif_symmetry: bool
     output_dir: str = path()
     overwrite: bool
+    cuda_graphs: bool
 
 
 @dataclass(kw_only=True)
@@ -174,6 +181,8 @@ class Symmetry:
 class Stability:
     """Energies above the hull."""
 
+    second_potential: str | None
+    hull: str | None = path()
     hull_splits: list[str]
     relax_hull: bool
     complete_elements: bool

@@ -11,12 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crystalvae.data.batch import MAX_ATOMIC_NUMBER, CrystalBatch
+from crystalvae.data.formulas import GRAM_PER_CM3
 from crystalvae.errors import ConfigError
 
 MAX_UNIT = 1000
 """Most atoms of a formula unit."""
-GRAM_PER_CM3 = 1.66053906660
-"""One dalton per Å^3 in g/cm^3 (CODATA 2018)."""
 
 
 def element_fractions(crystals: CrystalBatch) -> Float[Tensor, "B E"]:

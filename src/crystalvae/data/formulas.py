@@ -9,6 +9,9 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Int
 
+GRAM_PER_CM3 = 1.66053906660
+"""One dalton per Å^3 in g/cm^3 (CODATA 2018)."""
+
 
 def formulas_and_masses(
     numbers: Int[np.ndarray, "N"], counts: Int[np.ndarray, "B"]

@@ -22,7 +22,16 @@ from crystalvae.prior_module.diffusion import (
     diffusion_losses,
 )
 from crystalvae.prior_module.diffusion_transformer import DiffusionTransformer
-from crystalvae.vae_module.conditions.values import CLASSES, ELEMENTS, Values, check_names, told, unknown
+from crystalvae.vae_module.conditions.values import (
+    CLASSES,
+    ELEMENTS,
+    Classes,
+    Values,
+    check_names,
+    known_classes,
+    told,
+    unknown,
+)
 from crystalvae.vae_module.distribution import normal_noise
 from crystalvae.vae_module.latent_source import Drawn, DrawOptions
 
@@ -37,13 +46,13 @@ class JointConditions(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, *, names: Sequence[str], d_model: int) -> None:
+    def __init__(self, *, names: Sequence[str], d_model: int, classes: Classes = CLASSES) -> None:
         super().__init__()
         check_names("prior.conditions", names)
-        self.names = list(names)
+        self.names, self.classes = list(names), classes
         self.embedders, self.unknown = nn.ModuleDict(), nn.ParameterDict()
         for name in self.names:
-            width = len(CLASSES[name]) if name in CLASSES else MAX_ATOMIC_NUMBER + 1 if name in ELEMENTS else 1
+            width = len(classes[name]) if name in classes else MAX_ATOMIC_NUMBER + 1 if name in ELEMENTS else 1
             self.embedders[name] = nn.Sequential(nn.Linear(width, d_model), nn.SiLU(), nn.Linear(d_model, d_model))
             self.unknown[name] = nn.Parameter(torch.randn(1, width))
         self.joined = nn.Sequential(
@@ -55,7 +64,7 @@ class JointConditions(nn.Module):
     def fit(self, values: Values) -> None:
         """Take over the mean and standard deviation of the known numbers."""
         for index, name in enumerate(self.names):
-            if name not in CLASSES and name not in ELEMENTS:
+            if name not in self.classes and name not in ELEMENTS:
                 known = values[name][~values[name].isnan()]
                 if len(known) < 2:
                     raise ConfigError(f"conditions: {name!r} has {len(known)} known values in the training set")
@@ -67,8 +76,8 @@ class JointConditions(nn.Module):
         for index, name in enumerate(self.names):
             given = values[name].to(self.mean.device)
             missing = given.isnan()
-            if name in CLASSES:
-                inputs = nn.functional.one_hot(given.nan_to_num().long(), len(CLASSES[name])).to(self.mean.dtype)
+            if name in self.classes:
+                inputs = nn.functional.one_hot(given.nan_to_num().long(), len(self.classes[name])).to(self.mean.dtype)
             elif name in ELEMENTS:
                 inputs, missing = given, missing.any(dim=-1)
             else:
@@ -88,7 +97,8 @@ class LatentDiffusion(nn.Module):
     own_prior = "learned prior"
     proposes_elements = False
     composition = None
-    """Elements are decoded: no model proposes them."""
+    gene = None
+    """Elements are decoded: no model proposes them, or their sites."""
     latent_std: Tensor
     conditions: JointConditions | None
 
@@ -103,6 +113,7 @@ class LatentDiffusion(nn.Module):
         dim_feedforward: int | None = None,
         steps: int = STEPS,
         conditions: Sequence[str] = (),
+        classes: Mapping[str, int | Sequence[str]] | None = None,
         sampler: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -114,8 +125,10 @@ class LatentDiffusion(nn.Module):
         self.latent_dim = latent_dim
         self.schedule = NoiseSchedule.linear(check_count("prior.steps", steps))
         self.sampler = DiffusionSamplerOptions(**(sampler or {}))
-        self.names = list(conditions)
-        self.conditions = JointConditions(names=conditions, d_model=d_model) if self.names else None
+        self.names, self.classes = list(conditions), known_classes(classes, key="prior.classes")
+        self.conditions = None
+        if self.names:
+            self.conditions = JointConditions(names=conditions, d_model=d_model, classes=self.classes)
         self.denoiser = DiffusionTransformer(
             latent_dim=latent_dim, d_model=d_model, nhead=nhead, num_layers=num_layers, dim_feedforward=dim_feedforward
         )

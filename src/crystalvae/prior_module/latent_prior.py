@@ -18,7 +18,7 @@ from crystalvae.errors import ConfigError
 from crystalvae.prior_module.flow import logit_normal
 from crystalvae.prior_module.latent_diffusion import LatentDiffusion
 from crystalvae.prior_module.latent_flow import LatentFlow, PriorNoise
-from crystalvae.vae_module.conditions.values import Values, condition_values, drop_conditions
+from crystalvae.vae_module.conditions.values import Values, condition_ranges, condition_values, drop_conditions
 from crystalvae.vae_module.frozen import OverFrozenVAE
 from crystalvae.vae_module.lightning import build_optimizer, log_training, named, plain_arguments
 from crystalvae.vae_module.reconstruction_errors import check_finite
@@ -27,7 +27,7 @@ from crystalvae.vae_module.vae_module import VAEModule
 log = logging.getLogger(__name__)
 
 Latents = Literal["sample", "mean"]
-Part = Literal["flow", "composition"]
+Part = Literal["flow", "composition", "gene"]
 
 
 class LatentPrior(OverFrozenVAE):
@@ -51,6 +51,7 @@ class LatentPrior(OverFrozenVAE):
         latents: Latents = "sample",
         time: Mapping[str, float] | None = None,
         condition_dropout: Mapping[str, float] | None = None,
+        analogue_dropout: float = 0.2,
         self_condition_probability: float = 0.5,
         composition_weight: float = 0.1,
         trained: Sequence[str] = ("flow", "composition"),
@@ -70,12 +71,17 @@ class LatentPrior(OverFrozenVAE):
         )
         if not self.time["std"] > 0:
             raise ConfigError(f"prior_module.time.std: got {self.time['std']}; expected a number above 0")
-        shares = {**self.condition_dropout, "self_condition_probability": self_condition_probability}
+        shares = {
+            **self.condition_dropout,
+            "self_condition_probability": self_condition_probability,
+            "analogue_dropout": analogue_dropout,
+        }
         for key, value in shares.items():
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(f"prior_module: {key} is {value}; expected a share in [0, 1]")
         if not composition_weight >= 0:
             raise ConfigError(f"prior_module.composition_weight: got {composition_weight}; expected at least 0")
+        self.analogue_dropout = analogue_dropout
         self.self_condition_probability, self.composition_weight = self_condition_probability, composition_weight
         self.trained = self._check_trained(self.config["trained"])
 
@@ -95,15 +101,15 @@ class LatentPrior(OverFrozenVAE):
         found = set(parts)
         if not found or not found <= set(get_args(Part)) or isinstance(parts, str):
             raise ConfigError(f"prior_module.trained: got {parts}; expected some of {', '.join(get_args(Part))}")
-        if self.prior.composition is None:
-            if "flow" not in found:
-                raise ConfigError(
-                    "prior_module.trained: this prior has no composition model that could be trained alone"
-                )
-            found = {"flow"}
+        parts_of = {"composition": self.prior.composition, "gene": self.prior.gene}
+        found -= {name for name, part in parts_of.items() if part is None}
+        if not found:
+            raise ConfigError(
+                f"prior_module.trained: this prior has no {' and '.join(parts)} that could be trained alone"
+            )
         for name, parameter in self.prior.named_parameters():
-            part = "composition" if name.startswith(("composition.", "composition_conditions.")) else "flow"
-            if part not in found:
+            part = name.split(".")[0].removesuffix("_conditions")
+            if (part if part in parts_of else "flow") not in found:
                 parameter.requires_grad = False
         return found
 
@@ -118,12 +124,16 @@ class LatentPrior(OverFrozenVAE):
         def normal(rows: int, *columns: int) -> Tensor:
             return torch.randn(rows, *columns, generator=generator, device=device)
 
-        values = condition_values(crystals, prior.names)
+        values = condition_values(crystals, prior.names, classes=prior.classes)
         times = logit_normal(normal(batch.total_crystals), **self.time)
         noise = batch.per_atom(normal(batch.total_atoms, prior.latent_dim))
         posterior_noise = batch.per_atom(normal(batch.total_atoms, prior.latent_dim))
         uniform = torch.rand(batch.total_crystals, len(prior.names) + 1, generator=generator, device=device)
         again = float(torch.rand(1, generator=generator, device=device)) < self.self_condition_probability
+        chosen = None
+        if training and isinstance(prior, LatentFlow) and prior.gene is not None:
+            uniforms = torch.rand(batch.total_crystals, 2, generator=generator, device=device)
+            chosen = batch.per_crystal(torch.where(uniforms[:, 0] < self.analogue_dropout, torch.nan, uniforms[:, 1]))
         if training:
             values = self._dropped(values, batch.per_crystal(uniform))
         parts: dict[str, Tensor] = {}
@@ -137,8 +147,10 @@ class LatentPrior(OverFrozenVAE):
                 steps = batch.per_crystal(torch.rand(batch.total_crystals, generator=generator, device=device))
                 per_atom = prior.losses(latents, crystals, values, noise=noise, uniform=steps)
             else:
+                with torch.no_grad():
+                    hints = prior.hints(crystals, self.vae_module.vae, noise=chosen)
                 draws = PriorNoise(noise=noise, time=batch.per_crystal(times), self_condition=again or not training)
-                per_atom = {"flow_loss": prior.flow_loss(latents, crystals, values, draws)}
+                per_atom = {"flow_loss": prior.flow_loss(latents, crystals, values, draws, hints)}
             parts |= {name: errors.sum() / batch.mean_atoms for name, errors in per_atom.items()}
             loss = loss + ("flow" in self.trained) * next(iter(parts.values()))
         if (
@@ -184,13 +196,17 @@ class LatentPrior(OverFrozenVAE):
     @torch.no_grad()
     def fit_statistics(self, crystals: CrystalBatch, *, batch_size: int = 1024) -> None:
         """Take over the statistics of crystals' latents and conditions, for the parts that are trained."""
-        values = condition_values(crystals, self.prior.names)
+        values = condition_values(crystals, self.prior.names, classes=self.prior.classes)
+        if ranges := condition_ranges(values, self.prior.classes):
+            self.vae_module.statistics = {**self.statistics, "conditions": ranges}
         if "composition" in self.trained and isinstance(self.prior, LatentFlow) and self.prior.composition is not None:
             self.prior.composition_conditions.fit(values)
         if "flow" not in self.trained:
             return
         if self.prior.conditions is not None:
             self.prior.conditions.fit(values)
+        if isinstance(self.prior, LatentFlow) and self.prior.analogues is not None:
+            self.prior.analogues.fit(crystals)
         starts = range(0, len(crystals), batch_size)
         console = Console(stderr=True)
         means, variances = [], []

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from crystalvae.build import build
 from crystalvae.checks import check_count, check_switch
-from crystalvae.data.augmentation import Augmentation, InputNoise
+from crystalvae.data.augmentation import Augmentation, FeatureScales, InputNoise
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.dataset import CrystalDataset
 from crystalvae.data.soundness import sound_crystals
@@ -25,11 +25,11 @@ from crystalvae.errors import ConfigError
 from crystalvae.vae_module.atom_counts import draw_atom_counts
 from crystalvae.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK, Bottleneck, as_bottleneck
 from crystalvae.vae_module.conditions.injection import Conditioning
-from crystalvae.vae_module.conditions.values import asked_values, told
+from crystalvae.vae_module.conditions.values import asked_values, condition_ranges, told
 from crystalvae.vae_module.decoders.heads import DecodedCrystals
 from crystalvae.vae_module.distribution import LOG_VARIANCE_RANGE, DiagonalGaussianDistribution, normal_noise
 from crystalvae.vae_module.draw_crystals import Spread, check_elements, draw_crystals, one_by_one
-from crystalvae.vae_module.latent_source import DrawOptions, LatentSource, LearnedPrior
+from crystalvae.vae_module.latent_source import DrawOptions, LatentSource, LearnedPrior, gene_source
 from crystalvae.vae_module.latent_space import interpolation
 from crystalvae.vae_module.latent_space.bare_latents import crystals_of_latents
 from crystalvae.vae_module.latent_space.embedding import embed
@@ -127,6 +127,7 @@ class VAEModule(CrystalModule):
                 raise ConfigError(f"prior._target_: got a {type(self.prior).__name__}; expected a learned prior")
         self.augmentation = Augmentation.of(plain["augmentation"])
         self.noise = InputNoise(**(plain["noise"] or {}))
+        self.noise_scales: FeatureScales | None = None
         self._latents: list[LatentStatistics] = []
         self._index: EmbeddingIndex | None = None
 
@@ -293,9 +294,7 @@ class VAEModule(CrystalModule):
         batch = n_samples if batch is None else batch
         if batch is None or isinstance(batch, Integral):
             count = 1 if batch is None else cast("int", batch)
-            needed = self.elements_needed(asked)
-            sizes = draw_atom_counts(self.statistics, count, generator=generator, elements=needed)
-            template = CrystalBatch.empty(sizes)
+            template = CrystalBatch.empty(self.draw_sizes(count, asked, generator))
         else:
             template = as_crystals(cast("CrystalBatch | Batch", batch))
         spread = partial(one_by_one, advance=advance)
@@ -341,8 +340,19 @@ class VAEModule(CrystalModule):
             return crystals
         if self.prior is None:
             return self.condition.asked(crystals, conditions)
-        values = asked_values(conditions, cast("LearnedPrior", self.prior).names, len(crystals))
+        prior = cast("LearnedPrior", self.prior)
+        values = asked_values(conditions, prior.names, len(crystals), classes=prior.classes)
         return crystals.replace(conditions={name: value.to(crystals.device) for name, value in values.items()})
+
+    def draw_sizes(self, count: int, options: DrawOptions, generator: torch.Generator | None) -> Int[Tensor, "B"]:
+        """Draw atom counts from those of the training set, given what is asked for as far as the model knows."""
+        genes = gene_source(self.source)
+        weights_of = None
+        if genes is not None and options.needs_genes:
+            weights_of = partial(genes.size_weights, options=options)
+        return draw_atom_counts(
+            self.statistics, count, generator=generator, elements=self.elements_needed(options), weights_of=weights_of
+        )
 
     def elements_needed(self, options: DrawOptions) -> int:
         """Return how many different elements each crystal will have to have."""
@@ -544,7 +554,7 @@ class VAEModule(CrystalModule):
             return self.vae.reconstruct(target, target)
         generator = batch.generator()
         target = self.condition.dropped(self.augmentation(batch, generator), batch, generator)
-        seen = self.noise(batch, target, generator)
+        seen = self.noise(batch, target, generator, self.noise_scales)
         noise = torch.randn(batch.total_atoms, self.latent_dim, generator=generator, device=target.device)
         return self.vae.reconstruct(seen, target, noise=batch.per_atom(noise))
 
@@ -600,5 +610,9 @@ class VAEModule(CrystalModule):
             log.warning("%s", warning)
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None:
-            self.statistics = datamodule.statistics()
-            self.vae.fit_conditions(datamodule.dataset("train").crystals)
+            crystals = datamodule.dataset("train").crystals
+            ranges = condition_ranges(self.condition.values(crystals), self.condition.known_classes)
+            self.statistics = {**datamodule.statistics(), **({"conditions": ranges} if ranges else {})}
+            self.vae.fit_conditions(crystals)
+            if self.noise.relative > 0:
+                self.noise_scales = FeatureScales.of(crystals)

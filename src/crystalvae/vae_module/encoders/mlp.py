@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -9,22 +10,25 @@ from torch import Tensor
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.vae_module.encoders.embedding import CrystalEmbedding
-from crystalvae.vae_module.layers.mlp import PooledMLP
+from crystalvae.vae_module.layers.mlp import Activation, PooledMLP
 from crystalvae.vae_module.layers.modulation import per_atom
 
 
 class MLPEncoder(CrystalEmbedding):
     """Embed elements, fractional coordinates and the lattice; atoms hear of each other through their mean alone.
 
-    Permuting atoms permutes the output. Further options are those of `CrystalEmbedding`.
+    Permuting atoms permutes the output. `num_layers` to `dropout` are as for `PooledMLP`; further options are those of
+    `CrystalEmbedding`.
     """
 
     def __init__(
         self,
         *,
         d_model: int,
-        num_layers: int,
+        num_layers: int | None,
         dim_feedforward: int | None = None,
+        hidden_dims: Sequence[int] | None = None,
+        activation: Activation = "gelu",
         dropout: float = 0.0,
         d_condition: int | None = None,
         **embedding: Any,
@@ -35,6 +39,8 @@ class MLPEncoder(CrystalEmbedding):
             d_model=d_model,
             num_layers=num_layers,
             dim_feedforward=dim_feedforward,
+            hidden_dims=hidden_dims,
+            activation=activation,
             dropout=dropout,
             d_condition=d_condition,
         )
