@@ -48,6 +48,7 @@ COMMANDS = {
     "trajectory": Command(
         "trajectory", "trajectory", "trajectory", "run dynamics or a relaxation, and keep the frames"
     ),
+    "doctor": Command("doctor", "doctor", "doctor", "say what is installed, what the caches hold, and what is wrong"),
     "publish": Command("publish", "publish", "publish", "make a bundled model of a training checkpoint"),
 }
 

@@ -320,6 +320,13 @@ class Publish(Config):
 
 
 @dataclass(kw_only=True)
+class Doctor(Config):
+    """`doctor.yaml`."""
+
+    device: str
+
+
+@dataclass(kw_only=True)
 class Dynamics:
     """How dynamics run."""
 
@@ -377,6 +384,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "latent": Latent,
     "cluster": Cluster,
     "publish": Publish,
+    "doctor": Doctor,
     "trajectory": RunTrajectory,
     "train_sequence": TrainSequence,
 }
