@@ -17,7 +17,6 @@ from crystalvae.commands.help import command_help
 from crystalvae.commands.main import COMMANDS, main
 
 RUNS = ("vae_dng", "vae_dng_small")
-POTENTIALS = ("chgnet", "emt", "mace", "mattersim", "orb", "sevennet")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
 
