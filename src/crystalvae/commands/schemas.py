@@ -340,6 +340,13 @@ class Publish(Config):
 
 
 @dataclass(kw_only=True)
+class Doctor(Config):
+    """`doctor.yaml`."""
+
+    device: str
+
+
+@dataclass(kw_only=True)
 class Dynamics:
     """How dynamics run."""
 
@@ -398,6 +405,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "cluster": Cluster,
     "convert": Convert,
     "publish": Publish,
+    "doctor": Doctor,
     "trajectory": RunTrajectory,
     "train_sequence": TrainSequence,
 }
