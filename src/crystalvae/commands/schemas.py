@@ -61,6 +61,7 @@ class TrainPrior(Training):
     prior_module: dict[str, Any]
     vae_ckpt_path: str = path()
     ckpt_path: str | None = path()
+    compile: bool
 
 
 @dataclass(kw_only=True)
@@ -87,8 +88,12 @@ class Sampler:
     steps: int | None
     stochasticity: Number | None
     time_shift: Number | None
+    method: str | None
+    eta: Number | None
     guidance_scale: Number | None
     composition_temperature: Number | None
+    projection: bool | None
+    analogues: str | None
 
 
 @dataclass(kw_only=True)
@@ -111,6 +116,8 @@ class Sampling(Config):
     temperature: Number = at_least(0)
     chemical_system: Any  # a text, or a list of elements
     chemical_system_subsets: bool
+    space_group: int | None = at_least(1, most=230)
+    crystal_system: str | None
     conditions: dict[str, Any] | None
     sampler: Sampler | None
     n_jobs: int = processes()
@@ -131,8 +138,10 @@ class Sample(Sampling):
     relax: bool
     relaxation: Relaxation
     formats: Any  # one, or a list
+    cif_symmetry: bool
     output_dir: str = path()
     overwrite: bool
+    cuda_graphs: bool
 
 
 @dataclass(kw_only=True)
@@ -172,6 +181,8 @@ class Symmetry:
 class Stability:
     """Energies above the hull."""
 
+    second_potential: str | None
+    hull: str | None = path()
     hull_splits: list[str]
     relax_hull: bool
     complete_elements: bool
@@ -307,6 +318,17 @@ class Cluster(OfCrystals):
 
 
 @dataclass(kw_only=True)
+class Convert(Config):
+    """`convert.yaml`."""
+
+    ckpt_path: str = path()
+    vae_ckpt_path: str | None = path()
+    dataset: str | None
+    output: str = path()
+    overwrite: bool
+
+
+@dataclass(kw_only=True)
 class Publish(Config):
     """`publish.yaml`."""
 
@@ -315,6 +337,13 @@ class Publish(Config):
     output_dir: str = path()
     overwrite: bool
     prior_storage: str
+
+
+@dataclass(kw_only=True)
+class Doctor(Config):
+    """`doctor.yaml`."""
+
+    device: str
 
 
 @dataclass(kw_only=True)
@@ -429,7 +458,9 @@ SCHEMAS: dict[str, type[Config]] = {
     "evaluate": Evaluate,
     "latent": Latent,
     "cluster": Cluster,
+    "convert": Convert,
     "publish": Publish,
+    "doctor": Doctor,
     "trajectory": RunTrajectory,
     "train_sequence": TrainSequence,
     "motifs": Motifs,

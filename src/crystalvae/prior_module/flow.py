@@ -17,11 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crystalvae.checks import check_choice
+from crystalvae.checks import check_choice, check_switch
 from crystalvae.errors import ConfigError
 
 Prediction = Literal["preconditioned", "x1", "velocity"]
 Solver = Literal["euler", "midpoint", "heun"]
+Known = Literal["nearest", "drawn", "none"]
 Estimate = Callable[[Float[Tensor, "N L"], float, "Tensor | None"], Float[Tensor, "N L"]]
 """(x_t, t, last estimate or None) to an estimate of x_1."""
 
@@ -61,7 +62,10 @@ class SamplerOptions:
     `time_shift` s places the steps: t = u / (u + s·(1 - u)) for evenly spaced u, so that s > 1 takes small steps
     early and s < 1 small steps late. `guidance_scale` w: x̂_1 = x̂_unknown + w·(x̂_asked - x̂_unknown) (Ho & Salimans
     2021, eq. 6, in its form 1 + w → w); 1 is plain conditional sampling. `composition_temperature` divides the logits
-    from which elements and their numbers are drawn, where the prior proposes them.
+    from which elements and their numbers are drawn, where the prior proposes them; with genes, of all their parts.
+    With genes, `projection` moves the estimate at every step onto the sites and cells of its space group (at the end
+    crystals always are), and `analogues` says which training crystal with the same sites the flow is told: the nearest,
+    one drawn by similarity, or none.
     """
 
     solver: Solver = "euler"
@@ -70,9 +74,13 @@ class SamplerOptions:
     time_shift: float = 1.0
     guidance_scale: float = 1.0
     composition_temperature: float = 1.0
+    projection: bool = False
+    analogues: Known = "nearest"
 
     def __post_init__(self) -> None:
         check_choice("sampler.solver", self.solver, get_args(Solver))
+        check_choice("sampler.analogues", self.analogues, get_args(Known))
+        check_switch("sampler.projection", self.projection)
         for name in ("stochasticity", "time_shift", "guidance_scale", "composition_temperature"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -14,14 +14,22 @@ from torch import Tensor, nn
 from crystalvae.checks import check_choice
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.canonical import element_order
+from crystalvae.data.symmetric.projection import AtomSites, project
 from crystalvae.errors import ConfigError
+from crystalvae.prior_module.analogues import Analogues
 from crystalvae.prior_module.composition_model import CompositionModel, Compositions
 from crystalvae.prior_module.denoiser import Denoiser
 from crystalvae.prior_module.flow import Prediction, SamplerOptions, interpolate, preconditioning, solve
+from crystalvae.prior_module.gene_drawing import GeneDrawer
+from crystalvae.prior_module.gene_steps import asked_space_groups
+from crystalvae.prior_module.gene_training import ConditionedGenes
+from crystalvae.prior_module.genes import Genes
+from crystalvae.prior_module.hints import Hints
 from crystalvae.vae_module.conditions.embedder import ConditionEmbedder
-from crystalvae.vae_module.conditions.values import Values, told
+from crystalvae.vae_module.conditions.values import Classes, Values, known_classes, told
 from crystalvae.vae_module.distribution import normal_noise
-from crystalvae.vae_module.latent_source import Drawn, DrawOptions
+from crystalvae.vae_module.latent_source import Autoencoder, Drawn, DrawOptions
+from crystalvae.vae_module.layers.precision import full_precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,17 +71,25 @@ class LatentFlow(nn.Module):
         prediction: Prediction = "preconditioned",
         self_conditioning: bool = True,
         conditions: Sequence[str] = (),
+        classes: Mapping[str, int | Sequence[str]] | None = None,
         composition: Mapping[str, Any] | None = None,
+        gene: Mapping[str, Any] | None = None,
         sampler: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_choice("prior.prediction", prediction, get_args(Prediction))
         if composition is not None and not elements_given:
             raise ConfigError("prior.composition: the VAE decodes elements from its latents; set composition=null")
+        if gene is not None and (composition is not None or not elements_given):
+            raise ConfigError(
+                "prior.gene: genes take the place of compositions, for a VAE that is given elements; set "
+                "composition=null, or gene=null"
+            )
         self.latent_dim, self.elements_given, self.prediction = latent_dim, elements_given, prediction
         self.self_conditioning = self_conditioning
         self.sampler = SamplerOptions(**(sampler or {}))
-        self.conditions = ConditionEmbedder(names=conditions, d_model=d_model)
+        told = {"names": conditions, "classes": known_classes(classes, key="prior.classes")}
+        self.conditions = ConditionEmbedder(**told, d_model=d_model)
         self.denoiser = Denoiser(
             latent_dim=latent_dim,
             d_model=d_model,
@@ -83,12 +99,18 @@ class LatentFlow(nn.Module):
             dropout=dropout,
             elements_given=elements_given,
             self_conditioning=self_conditioning,
+            genes_given=gene is not None,
         )
+        self.gene, self.analogues = None, None
+        self._drawer: GeneDrawer | None = None
+        if gene is not None:
+            self.gene = ConditionedGenes(conditions=conditions, **gene)
+            self.analogues = Analogues()
         self.composition = None
         if composition is not None:
             self.composition = CompositionModel(**composition)
             width = self.composition.element_embedder.embedding_dim
-            self.composition_conditions = ConditionEmbedder(names=conditions, d_model=width)
+            self.composition_conditions = ConditionEmbedder(**told, d_model=width)
         self.register_buffer("latent_mean", torch.zeros(latent_dim))
         self.register_buffer("latent_std", torch.ones(latent_dim))
         self.register_buffer("signal", torch.ones(latent_dim))
@@ -99,9 +121,14 @@ class LatentFlow(nn.Module):
         return self.conditions.names
 
     @property
+    def classes(self) -> Classes:
+        """All conditions that are classes, with the names of their labels."""
+        return self.conditions.classes
+
+    @property
     def proposes_elements(self) -> bool:
         """Whether there is a model of compositions, so that elements need not be given."""
-        return self.composition is not None
+        return self.composition is not None or self.gene is not None
 
     def fit_latents(self, mean: Float[Tensor, "N L"], variance: Float[Tensor, "N L"]) -> None:
         """Take over the statistics of the posteriors N(mean, variance) of a whole training set.
@@ -123,7 +150,12 @@ class LatentFlow(nn.Module):
     # ---- training ----------------------------------------------------------------------------------------------------
 
     def flow_loss(
-        self, latents: Float[Tensor, "N L"], crystals: CrystalBatch, values: Values, draws: PriorNoise
+        self,
+        latents: Float[Tensor, "N L"],
+        crystals: CrystalBatch,
+        values: Values,
+        draws: PriorNoise,
+        hints: Hints | None = None,
     ) -> Float[Tensor, "N"]:
         """Return each atom's squared error of the prediction, averaged over latent dimensions with weight `signal`.
 
@@ -136,9 +168,9 @@ class LatentFlow(nn.Module):
         estimate = None
         if self.self_conditioning and draws.self_condition:
             with torch.no_grad():
-                first = self.denoiser(noisy, draws.time, crystals, context, None)
+                first = self.denoiser(noisy, draws.time, crystals, context, None, hints)
                 estimate = self._to_clean(first, noisy, draws.time[crystals.batch][:, None])
-        output = self.denoiser(noisy, draws.time, crystals, context, estimate)
+        output = self.denoiser(noisy, draws.time, crystals, context, estimate, hints)
         target = self._target(clean, noisy, draws.noise, draws.time[crystals.batch][:, None])
         weights = self.signal / self.signal.sum()
         return ((output - target).square() * weights).sum(dim=-1)
@@ -149,6 +181,23 @@ class LatentFlow(nn.Module):
             raise ConfigError("this prior has no composition model")
         context = self.composition_conditions(values, crystals.num_graphs)
         return self.composition.negative_log_likelihood(Compositions.of(crystals), context)
+
+    @torch.no_grad()
+    def hints(
+        self, crystals: CrystalBatch, vae: Autoencoder, *, noise: Float[Tensor, "B"] | None = None
+    ) -> Hints | None:
+        """Return what the flow is told of crystals with genes, None for a prior without them.
+
+        The crystal that each may be like is the nearest one, or drawn with uniform `noise` (see `Analogues.find`);
+        NaN stands for none.
+        """
+        if self.analogues is None:
+            return None
+        sites = AtomSites.of(crystals)
+        with full_precision(crystals.lattices):  # geometry needs more digits than bfloat16 has
+            models = self.analogues.find(crystals, Genes.of(crystals), noise=noise)
+        latents = self.standardize(vae.encode(models.crystals).mode())
+        return Hints(sites, latents, models.elements, models.distance)
 
     def _to_clean(
         self, output: Float[Tensor, "N L"], noisy: Float[Tensor, "N L"], time: Float[Tensor, "..."]
@@ -181,10 +230,13 @@ class LatentFlow(nn.Module):
         *,
         options: SamplerOptions,
         noise: Callable[[], Float[Tensor, "N L"]],
+        hints: Hints | None = None,
+        projected: Callable[[Float[Tensor, "N L"]], Float[Tensor, "N L"]] | None = None,
     ) -> Float[Tensor, "N L"]:
         """Draw latents for the atom counts (and elements, where they are given) of `crystals`.
 
-        `noise()` gives standard normal noise, one row per atom.
+        `noise()` gives standard normal noise, one row per atom. `projected` takes standardised latents to those of the
+        nearest symmetric crystals; the estimate of every step but the last goes through it.
         """
         count = crystals.num_graphs
         asked = self.conditions(values, count)
@@ -193,12 +245,14 @@ class LatentFlow(nn.Module):
             nothing = {name: torch.full_like(given, torch.nan) for name, given in values.items()}
             unknown = self.conditions(nothing, count)
 
+        last_time = options.times()[-2]
+
         def estimate(x: Float[Tensor, "N L"], time: float, last: Float[Tensor, "N L"] | None) -> Float[Tensor, "N L"]:
-            clean = self._clean(x, time, crystals, asked, last)
-            if unknown is None:
-                return clean
-            free = self._clean(x, time, crystals, unknown, last)
-            return free + options.guidance_scale * (clean - free)
+            clean = self._clean(x, time, crystals, asked, last, hints)
+            if unknown is not None:
+                free = self._clean(x, time, crystals, unknown, last, hints)
+                clean = free + options.guidance_scale * (clean - free)
+            return clean if projected is None or time >= last_time else projected(clean)
 
         latents = solve(estimate, noise(), options, noise)
         return latents * self.latent_std + self.latent_mean
@@ -211,15 +265,16 @@ class LatentFlow(nn.Module):
         crystals: CrystalBatch,
         values: Values,
         last: Float[Tensor, "N L"] | None,
+        hints: Hints | None = None,
     ) -> Float[Tensor, "N L"]:
         """Return what noisy standardised latents at time t are estimated to be; `last` is an earlier estimate."""
-        return self._clean(noisy, time, crystals, self.conditions(values, crystals.num_graphs), last)
+        return self._clean(noisy, time, crystals, self.conditions(values, crystals.num_graphs), last, hints)
 
     def _clean(
-        self, x: Tensor, time: float, crystals: CrystalBatch, context: Tensor, last: Tensor | None
+        self, x: Tensor, time: float, crystals: CrystalBatch, context: Tensor, last: Tensor | None, hints: Hints | None
     ) -> Float[Tensor, "N L"]:
         times = x.new_full((crystals.num_graphs,), time)
-        return self._to_clean(self.denoiser(x, times, crystals, context, last), x, x.new_tensor(time))
+        return self._to_clean(self.denoiser(x, times, crystals, context, last, hints), x, x.new_tensor(time))
 
     @torch.no_grad()
     def sample_elements(
@@ -231,6 +286,64 @@ class LatentFlow(nn.Module):
         context = self.composition_conditions(values, len(num_atoms))
         return self.composition.sample(num_atoms, context, generator=generator, **options).atom_types()
 
+    # ---- as a source of symmetric crystals (`GeneSource`) -------------------------------------------------------------
+
+    @property
+    def proposes_genes(self) -> bool:
+        """Whether space groups and sites are said first, and crystals are symmetric by construction."""
+        return self.gene is not None
+
+    @torch.no_grad()
+    def propose(self, crystals: CrystalBatch, *, options: DrawOptions, generator: torch.Generator) -> CrystalBatch:
+        """Return crystals with genes, elements and the order of atoms that follows, those that have genes as they are.
+
+        Those of one formula get different genes, the likeliest first, whatever the generator; see `with_genes`.
+        """
+        values = told(crystals, self.names)
+        temperature = self.sampler_options(options.sampler).composition_temperature
+        return self._genes().with_genes(
+            crystals.replace(conditions={}), values, options, temperature=temperature, generator=generator
+        )
+
+    def draw_through(
+        self, vae: Autoencoder, crystals: CrystalBatch, *, options: DrawOptions, generator: torch.Generator
+    ) -> Drawn:
+        """Draw latents for crystals with genes, the estimates being projected through the VAE where that is asked for."""
+        sampler, values = self.sampler_options(options.sampler), told(crystals, self.names)
+        placed = crystals.replace(conditions={})
+        chosen = None
+        if sampler.analogues == "drawn":
+            chosen = torch.rand(len(placed), generator=generator, device=generator.device)
+        elif sampler.analogues == "none":
+            chosen = torch.full((len(placed),), torch.nan)
+        hints, sites = self.hints(placed, vae, noise=chosen), AtomSites.of(placed)
+        noise = partial(normal_noise, (placed.num_nodes, self.latent_dim), placed.device, generator)
+
+        def projected(clean: Float[Tensor, "N L"]) -> Float[Tensor, "N L"]:
+            found = vae.to_crystals(vae.decode(clean * self.latent_std + self.latent_mean, placed), placed)
+            return self.standardize(vae.encode(project(found, sites)).mode())
+
+        latents = self.sample_latents(
+            placed,
+            values,
+            options=sampler,
+            noise=noise,
+            hints=hints,
+            projected=projected if sampler.projection else None,
+        )
+        return Drawn(latents, placed, symmetric=True)
+
+    def size_weights(self, sizes: Sequence[int], options: DrawOptions) -> Float[Tensor, "S"]:
+        """Return how likely what is asked for is for each number of atoms, up to a factor; see `GeneDrawer`."""
+        return self._genes().size_weights(sizes, options)
+
+    def _genes(self) -> GeneDrawer:
+        if self.gene is None or self.analogues is None:
+            raise ConfigError("space_group, crystal_system: this prior has no gene model")
+        if self._drawer is None:
+            self._drawer = GeneDrawer(self.gene, self.analogues)
+        return self._drawer
+
     # ---- as a source of latents (`LearnedPrior`) ---------------------------------------------------------------------
 
     def sampler_options(self, changes: Mapping[str, Any] | None) -> SamplerOptions:
@@ -239,6 +352,8 @@ class LatentFlow(nn.Module):
         unknown = sorted(set(changes or {}) - allowed)
         if unknown:
             raise ConfigError(f"sampler: unknown {', '.join(unknown)}; expected some of {', '.join(sorted(allowed))}")
+        if self.gene is None and (unanswered := sorted(set(changes or {}) & {"projection", "analogues"})):
+            raise ConfigError(f"sampler: {', '.join(unanswered)} needs a prior with a gene model")
         return replace(self.sampler, **(changes or {}))
 
     def check(self, options: DrawOptions) -> None:
@@ -249,12 +364,18 @@ class LatentFlow(nn.Module):
                 "sampler.composition_temperature or sampler.stochasticity"
             )
         self.sampler_options(options.sampler)
+        if self.gene is not None:
+            _ = asked_space_groups(space_group=options.space_group, crystal_system=options.crystal_system)
+        elif options.needs_genes:
+            raise ConfigError(f"{', '.join(options.needs_genes)}: this prior has no gene model; ask with conditions=")
 
     def draw(self, crystals: CrystalBatch, *, options: DrawOptions, generator: torch.Generator) -> Drawn:
         """Draw elements, where there are none, then latents, for atoms in the order that the prior was trained on.
 
         The conditions that `crystals` carry are the prior's; the VAE gets none.
         """
+        if self.gene is not None:
+            raise ConfigError("this prior draws through the VAE: use VAEModule.sample")
         sampler, values = self.sampler_options(options.sampler), told(crystals, self.names)
         placed, order = self._with_elements(crystals.replace(conditions={}), values, sampler, options, generator)
         noise = partial(normal_noise, (placed.num_nodes, self.latent_dim), placed.device, generator)

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float
 
 from crystalvae.checks import check_choices
+from crystalvae.data.view.scene import look
 from crystalvae.errors import ConfigError
 from crystalvae.evaluation.motif_report.player import MovingScene
-from crystalvae.evaluation.report.scene import element_colours
 from crystalvae.evaluation.report.style import INK, new_figure, plotting
 from crystalvae.files import whole_file
 
@@ -48,17 +48,15 @@ def write_animation(clip: MovingScene, path: Path, *, title: str, colour: str) -
 
 def _pictures(clip: MovingScene, title: str, colour: str) -> Iterator[np.ndarray]:
     """Give each frame as an image (height, width, 3)."""
-    from ase.data import atomic_numbers, covalent_radii
-
     figure = new_figure(INCHES, INCHES)
     figure.set_layout_engine("none")
     axes = figure.add_axes((0.0, 0.0, 1.0, 0.92))
     view = _view()
     centre = clip.cells.mean(axis=0).sum(axis=0) / 2.0
     corners = np.array([[bits & 1, bits >> 1 & 1, bits >> 2 & 1] for bits in range(8)], dtype=float)
-    shades = element_colours(sorted(set(clip.mean.elements)))
-    colours = np.array([shades[name] for name in clip.mean.elements])
-    radii = np.array([0.2 + 0.22 * covalent_radii[atomic_numbers[name]] for name in clip.mean.elements])
+    looks = look([clip.mean])
+    colours = np.array([looks["colours"][name] for name in clip.mean.elements])
+    radii = 0.2 + 0.22 * np.array([looks["radii"][name] for name in clip.mean.elements], dtype=float)
     reach = float(np.abs((clip.positions - centre) @ view.T)[..., :2].max()) + 1.0
     points = (radii * 72.0 * INCHES * 0.92 / (2.0 * reach)) ** 2 * math.pi  # discs' areas, in points squared
     for positions, cell in zip(clip.positions, clip.cells, strict=True):

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from crystalvae.data.trajectories import Trajectory
-from crystalvae.evaluation.report.page import embeddable
-from crystalvae.evaluation.report.scene import Scene, element_look, scene, with_faces
+from crystalvae.data.view.assets import embeddable
+from crystalvae.data.view.scene import Scene, look, scene, with_faces
 from crystalvae.sequence_module.generated_files import Clip
 
 
@@ -45,10 +45,9 @@ def moving_scene(trajectory: Trajectory) -> MovingScene | str:
 def player_data(clips: Sequence[Clip], colours: Sequence[str]) -> str:
     """Return as embeddable JSON what the page's script plays: clips by motif, colours and radii of elements."""
     scenes = [(clip, moving_scene(clip.trajectory)) for clip in clips]
-    symbols = sorted({name for _, found in scenes if isinstance(found, MovingScene) for name in found.mean.elements})
     return embeddable(
         {
-            **element_look(symbols),
+            **look(found.mean for _, found in scenes if isinstance(found, MovingScene)),
             "motifColours": list(colours),
             "clips": [_clip(clip, found) for clip, found in scenes],
         }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.view.assets import embeddable
 from crystalvae.errors import OutputError
 from crystalvae.evaluation.evaluation_report import EvaluationReport, plain_data
 from crystalvae.evaluation.report.archive import cif_texts, file_names, write_archive
@@ -29,7 +30,6 @@ from crystalvae.evaluation.report.distributions import (
 from crystalvae.evaluation.report.facts import crystal_facts
 from crystalvae.evaluation.report.numbers import chemical_formula
 from crystalvae.evaluation.report.page import (
-    embeddable,
     facts_of_run,
     heading_of,
     headlines,

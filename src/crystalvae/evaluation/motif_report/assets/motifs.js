@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("viewer-data").textContent);
-  const { draw, drawCell, newViewer, legend } = window.crystalDrawing;
+  const { draw, drawCell, newViewer, legend } = CrystalView;
   const section = document.getElementById("player");
   const find = (selector) => section.querySelector(selector);
   const [frame, obstacle, play, seek, clock, speed] = [".viewer", ".obstacle", ".play", ".seek", ".clock", ".speed"].map(find);

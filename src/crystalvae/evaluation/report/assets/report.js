@@ -4,8 +4,6 @@
   const viewers = [];
   window.crystalViewers = viewers;
 
-  const { draw, newViewer, legend } = window.crystalDrawing;
-
   function show(panel, content, viewer) {
     panel.querySelector(".panel-title").textContent = content.title;
     const frame = panel.querySelector(".viewer");
@@ -15,11 +13,11 @@
     obstacle.hidden = Boolean(drawable);
     if (drawable) {
       viewer.resize();
-      draw(viewer, content.scene, data);
+      CrystalView.draw(viewer, content.scene, data);
     } else {
       obstacle.textContent = content.scene ? "This browser cannot draw in three dimensions (no WebGL)." : `Not drawn: ${content.obstacle}.`;
     }
-    legend(panel.querySelector(".elements"), content.scene ? content.scene.elements : [], data);
+    CrystalView.legend(panel.querySelector(".elements"), content.scene ? content.scene.elements : [], data);
     panel.querySelector(".facts").replaceChildren(...content.facts.flatMap(([name, value]) => {
       const term = document.createElement("dt");
       const text = document.createElement("dd");
@@ -41,7 +39,7 @@
     const { cases } = data.groups[Number(group.dataset.group)];
     const panels = [...group.querySelectorAll(".panel")];
     const buttons = [...group.querySelectorAll(".chips button")];
-    const own = panels.map((panel) => newViewer(panel.querySelector(".viewer")));
+    const own = panels.map((panel) => CrystalView.newViewer(panel.querySelector(".viewer")));
     own.forEach((viewer) => { if (viewer) viewers.push(viewer); });
     if (own.length === 2 && own[0] && own[1]) {
       own[0].linkViewer(own[1]);

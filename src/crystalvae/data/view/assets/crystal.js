@@ -1,5 +1,6 @@
 "use strict";
-window.crystalDrawing = (() => {
+/* What the report and notebooks share: a crystal as 3Dmol.js draws it. `look` holds colours and radii by element. */
+const CrystalView = (() => {
   const EDGES = [[0, 1], [0, 2], [0, 4], [1, 3], [1, 5], [2, 3], [2, 6], [3, 7], [4, 5], [4, 6], [5, 7], [6, 7]];
 
   function corner(cell, bits) {
@@ -27,7 +28,7 @@ window.crystalDrawing = (() => {
     });
   }
 
-  // `look` has the colours and radii of the elements; returns the model, whose atoms stand in the scene's order.
+  // Returns the model, whose atoms stand in the scene's order.
   function draw(viewer, scene, look) {
     viewer.removeAllModels();
     const neighbours = scene.elements.map(() => []);
@@ -46,6 +47,7 @@ window.crystalDrawing = (() => {
       viewer.setStyle({ elem }, { sphere: { radius: 0.2 + 0.22 * look.radii[elem], color }, stick: { radius: 0.09, color } });
     }
     drawCell(viewer, scene.cell);
+    viewer.setView([0, 0, 0, 0, 0, 0, 0, 1]);  // whatever was shown before, from the same side
     viewer.zoomTo();
     viewer.rotate(-72, "x");
     viewer.rotate(-24, "y");
