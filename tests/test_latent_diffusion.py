@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from crystalvae.checkpoints import format as checkpoints
-from crystalvae.checkpoints.chemeleon2_diffusion import plain_value
+from crystalvae.checkpoints.chemeleon2 import read_inert
+from crystalvae.checkpoints.chemeleon2_diffusion import convert_diffusion, plain_value
 from crystalvae.commands.main import main
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.training_batch import TrainingBatch
@@ -155,10 +157,50 @@ def test_convert_writes_plain_data_that_loads_alone(
 
 
 def test_omegaconf_placeholders_become_plain(parity_dir: Path) -> None:
-    from crystalvae.checkpoints.chemeleon2 import read_inert
-
     settings = read_inert(parity_dir / "chemeleon2_ldm.ckpt")["hyper_parameters"]
     assert plain_value(settings["augmentation"]) == {"translate": True, "rotate": True}
+
+
+def test_published_conditions_come_along(parity_dir: Path) -> None:
+    """Weights and statistics of numbers, classes and elements get their places by name."""
+    content = read_inert(parity_dir / "chemeleon2_ldm.ckpt")
+    kinds = {"gap": ("float", 1), "phase": ("categorical", 3), "formula": ("composition", 100)}
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    added = {"proj.0.weight": normal(48, 144), "proj.0.bias": normal(48), "proj.2.weight": normal(48, 48),
+             "proj.2.bias": normal(48)}  # fmt: skip
+    for name, (_, width) in kinds.items():
+        shapes = {"0.weight": (48, width), "0.bias": (48,), "2.weight": (48, 48), "2.bias": (48,)}
+        added |= {f"encoders.{name}.embedding.{key}": normal(*shape) for key, shape in shapes.items()}
+        added[f"encoders.{name}.null_embed"] = normal(1, width)
+    content["state_dict"] |= {f"condition_module.{name}": value for name, value in added.items()}
+    content["hyper_parameters"]["condition_module"] = {
+        "condition_type": {name: kind for name, (kind, _) in kinds.items()},
+        "num_classes": 3, "stats": {"gap": {"mean": 2.0, "std": 0.5}},
+    }  # fmt: skip
+    found = convert_diffusion(parity_dir / "chemeleon2_ldm.ckpt", content, vae=parity_dir / "chemeleon2_dng.ckpt")
+    prior = checkpoints.rebuild(LatentPrior, found.config, found.weights).prior
+    assert prior.names == ["gap", "phase", "composition"]
+    values = {
+        "gap": torch.tensor([3.0]), "phase": torch.tensor([2.0]), "composition": torch.full((1, 100), torch.nan)
+    }  # fmt: skip
+
+    def network(name: str, inputs: torch.Tensor) -> torch.Tensor:
+        first, second = (
+            (added[f"encoders.{name}.embedding.{key}.weight"], added[f"encoders.{name}.embedding.{key}.bias"])
+            for key in (0, 2)
+        )
+        return F.linear(F.silu(F.linear(inputs, *first)), *second)
+
+    inputs = [torch.tensor([[2.0]]), torch.tensor([[0.0, 0.0, 1.0]]), added["encoders.formula.null_embed"]]
+    side_by_side = torch.cat([network(name, given) for name, given in zip(kinds, inputs, strict=True)], dim=-1)
+    hidden = F.silu(F.linear(side_by_side, added["proj.0.weight"], added["proj.0.bias"]))
+    expected = F.linear(hidden, added["proj.2.weight"], added["proj.2.bias"])
+    with torch.no_grad():
+        assert torch.allclose(prior.conditions(values), expected, atol=1e-4)
 
 
 # ---- the process against closed forms --------------------------------------------------------------------------------

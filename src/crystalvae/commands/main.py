@@ -49,6 +49,7 @@ COMMANDS = {
         "trajectory", "trajectory", "trajectory", "run dynamics or a relaxation, and keep the frames"
     ),
     "convert": Command("convert", "convert", "convert", "turn a published checkpoint into one of ours"),
+    "doctor": Command("doctor", "doctor", "doctor", "say what is installed, what the caches hold, and what is wrong"),
     "publish": Command("publish", "publish", "publish", "make a bundled model of a training checkpoint"),
 }
 

@@ -43,6 +43,7 @@ def _sample(config: DictConfig, ranks: Ranks) -> str:
     count = checks.check_count("num_samples", config.num_samples)
     request = sample_request(config, count)
     formats = checks.check_choices("formats", config.formats, FORMATS)
+    cif_symmetry = checks.check_switch("cif_symmetry", config.cif_symmetry)
     output_dir = checks.check_path("output_dir", config.output_dir)
     ckpt_path = checks.check_path("ckpt_path", config.ckpt_path)
     check_output_dir(output_dir, overwrite=config.overwrite)
@@ -76,7 +77,10 @@ def _sample(config: DictConfig, ranks: Ranks) -> str:
         "versions": package_versions(),
     }
     table = facts if outcomes is None else facts.join(outcomes)
-    write_crystals(crystals, output_dir, table=table, formats=formats, overwrite=config.overwrite, info=info)
+    write_crystals(
+        crystals, output_dir, table=table, formats=formats, overwrite=config.overwrite, info=info,
+        cif_symmetry=cif_symmetry,
+    )  # fmt: skip
     valid = sum(facts["valid"].tolist())
     relaxed = ""
     if outcomes is not None:

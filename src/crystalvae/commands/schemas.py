@@ -138,6 +138,7 @@ class Sample(Sampling):
     relax: bool
     relaxation: Relaxation
     formats: Any  # one, or a list
+    cif_symmetry: bool
     output_dir: str = path()
     overwrite: bool
     cuda_graphs: bool
@@ -339,6 +340,13 @@ class Publish(Config):
 
 
 @dataclass(kw_only=True)
+class Doctor(Config):
+    """`doctor.yaml`."""
+
+    device: str
+
+
+@dataclass(kw_only=True)
 class Dynamics:
     """How dynamics run."""
 
@@ -397,6 +405,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "cluster": Cluster,
     "convert": Convert,
     "publish": Publish,
+    "doctor": Doctor,
     "trajectory": RunTrajectory,
     "train_sequence": TrainSequence,
 }

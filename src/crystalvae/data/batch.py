@@ -379,12 +379,20 @@ class CrystalBatch:
             for numbers, coords, lattice in self.to_arrays()
         ]
 
-    def to_cif(self) -> list[str]:
-        """Return the text of a CIF per crystal; `DataError` for one that none can hold (unknown element, flat cell)."""
-        from crystalvae.data.file_records import cif_text, file_records
+    def to_cif(self, *, symmetry: bool = True) -> list[str]:
+        """Return the text of a CIF per crystal; `DataError` for one that none can hold (unknown element, flat cell).
+
+        Crystals in the symmetric description are written with their space group, its operations and the asymmetric
+        unit of the conventional cell, unless `symmetry` is false or they have not that symmetry any more; all others
+        with all atoms in P 1.
+        """
+        from crystalvae.data.file_records import cif_text, described_groups, file_records
 
         host, names = self.detach().to("cpu"), [f"crystal-{index}" for index in range(len(self))]
-        records = file_records(host.atom_types, host.frac_coords, host.lattices, host.num_atoms, names)
+        records = file_records(
+            host.atom_types, host.frac_coords, host.lattices, host.num_atoms, names,
+            space_groups=described_groups(host.properties) if symmetry else None,
+        )  # fmt: skip
         if missing := set(names) - {record.id for record in records}:
             raise DataError(
                 f"{min(missing, key=names.index)}: cannot be written as CIF: unknown elements, or no finite cell"

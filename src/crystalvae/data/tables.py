@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import logging
+import lzma
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -27,6 +31,10 @@ PROPERTY_NAMES = {"spacegroup.number": "spacegroup_number"}
 
 MISSING = ["", "nan", "NaN", "NAN", "-nan", "-NaN", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None"]
 """What stands for a missing value in a CSV."""
+
+
+MAX_UNPACKED, MAX_RATIO = 2**28, 100
+"""A compressed CSV may unpack to so many bytes, or to so many times its size: CIFs give 10 or 20."""
 
 
 def table_rows(path: Path) -> Iterator[Row]:
@@ -65,9 +73,25 @@ def _read_frame(path: Path) -> tuple[pd.DataFrame, dict[int, str]]:
     return frame, {int(line) - 1: reason for line, reason in lines}
 
 
+def _check_unpacked(path: Path) -> None:
+    """Raise `ValueError` where a compressed file unpacks to far more than a table does, before it fills the memory."""
+    packers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    limit, total = max(MAX_UNPACKED, MAX_RATIO * path.stat().st_size), 0
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            total = sum(entry.file_size for entry in archive.infolist())
+    elif path.suffix in packers:
+        with packers[path.suffix](path) as file:
+            while total <= limit and (block := file.read(2**20)):
+                total += len(block)
+    if total > limit:
+        raise ValueError(f"it unpacks to more than {limit / 2**20:.0f} MiB, {MAX_RATIO} times its size")
+
+
 def _read_csv(path: Path) -> pd.DataFrame:
     import pandas as pd
 
+    _check_unpacked(path)
     # Ids stay text: "NaN" is one (sodium nitride's formula), and 0012 is not 12. pandas 3 drops "NaN" in spite of a
     # converter, so every other column is told by name what stands for a missing value.
     header = pd.read_csv(path, nrows=0, encoding_errors="replace").columns

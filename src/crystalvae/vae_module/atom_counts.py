@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from crystalvae.checks import check_count
 from crystalvae.errors import ConfigError
 
 
@@ -29,6 +30,7 @@ def draw_atom_counts(
 
     `weights_of` says how much likelier or less likely each is than in the training set. Raises `ConfigError` where a checkpoint's `statistics` do not tell them, or none has room.
     """
+    check_count("sample: the number of crystals", count)
     seen = seen_atom_counts(statistics)
     if not seen:
         raise ConfigError(

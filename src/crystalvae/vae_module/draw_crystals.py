@@ -12,6 +12,7 @@ from torch import Tensor
 from crystalvae.checks import check_count
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.symmetric.projection import project
+from crystalvae.errors import ConfigError
 from crystalvae.vae_module.decoders.heads import DecodedCrystals
 from crystalvae.vae_module.latent_source import DrawOptions, LatentSource, gene_source
 from crystalvae.vae_module.vae import CrystalVAE
@@ -119,3 +120,15 @@ def only_elements(decoded: DecodedCrystals, elements: Sequence[int]) -> DecodedC
     forbidden = torch.ones(decoded.atom_logits.shape[1], dtype=torch.bool, device=decoded.atom_logits.device)
     forbidden[torch.tensor(sorted(set(elements)), device=forbidden.device)] = False
     return replace(decoded, atom_logits=decoded.atom_logits.masked_fill(forbidden, -torch.inf))
+
+
+def check_elements(template: CrystalBatch, *, proposed: bool) -> None:
+    """Raise `ConfigError` unless all atoms have elements, or none has where they are `proposed` by a prior."""
+    unknown = template.atom_types == 0
+    if not bool(unknown.any()) or (proposed and bool(unknown.all())):
+        return
+    if proposed:
+        raise ConfigError("composition: some atoms have element 0; expected elements for all atoms, or for none")
+    raise ConfigError(
+        "sample: this model predicts structures for given elements; expected a batch with atom_types, got element 0"
+    )
