@@ -245,6 +245,8 @@ class LatentFlow(nn.Module):
             if unknown is not None:
                 free = self._clean(x, time, crystals, unknown, last, hints)
                 clean = free + options.guidance_scale * (clean - free)
+            if hints is not None and time < options.trust:
+                clean = torch.where(hints.elements[:, None] > 0, hints.latents, clean)
             return clean if projected is None or time >= last_time else projected(clean)
 
         latents = solve(estimate, noise(), options, noise)
@@ -340,7 +342,7 @@ class LatentFlow(nn.Module):
         unknown = sorted(set(changes or {}) - allowed)
         if unknown:
             raise ConfigError(f"sampler: unknown {', '.join(unknown)}; expected some of {', '.join(sorted(allowed))}")
-        if self.gene is None and (unanswered := sorted(set(changes or {}) & {"projection", "analogues"})):
+        if self.gene is None and (unanswered := sorted(set(changes or {}) & {"projection", "analogues", "trust"})):
             raise ConfigError(f"sampler: {', '.join(unanswered)} needs a prior with a gene model")
         return replace(self.sampler, **(changes or {}))
 

@@ -89,6 +89,7 @@ class Drawn:
     symmetric: bool = False
 
 
+@runtime_checkable
 class Autoencoder(Protocol):
     """The VAE as a latent source sees it: `CrystalVAE`."""
 
