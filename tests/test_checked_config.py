@@ -32,6 +32,8 @@ SWITCHES = [
     ("publish", "overwrite"),
     ("train_vae", "overwrite"),
     ("train_vae", "compile"),
+    ("train_prior", "compile"),
+    ("sample", "cuda_graphs"),
     ("evaluate", "cache"),
     ("evaluate", "report"),
     ("evaluate", "symmetry.write_cifs"),

@@ -134,18 +134,21 @@ FAMILIES = [
 ]
 MODULES = ("vae_module", "prior_module")
 OPTIMIZERS = [f"{module}/optimizer/{name}.yaml" for module in MODULES for name in ("adamw", "muon")]
+SCHEDULERS = [f"vae_module/scheduler/{name}.yaml" for name in ("cosine", "step", "plateau")]
 BOTTLENECKS = [f"vae_module/bottleneck/{name}.yaml" for name in ("vq", "hierarchical")]
 OBJECTIVES = [
     *(f"vae_module/objective/{name}.yaml" for name in ("elbo", "free_bits", "capacity")),
     *(f"vae_module/objective/schedule/{name}.yaml" for name in ("none", "linear", "sigmoid", "cyclical")),
 ]
 PRIOR = "prior_module/prior_module.yaml"
+PRIORS = [f"prior_module/prior/{name}.yaml" for name in ("flow", "diffusion")]
 WHOLE = [
+    *PRIORS,
     *("vae_module/vae_module.yaml", PRIOR, "sample.yaml", "evaluate.yaml", "train_vae.yaml", "train_prior.yaml"),
     *("cluster.yaml", "latent.yaml", "train_predictor.yaml", "predictor/predictor.yaml"),
 ]
 TABULATED = [
-    *(*FAMILIES, *OBJECTIVES, *BOTTLENECKS, *OPTIMIZERS, *WHOLE),
+    *(*FAMILIES, *OBJECTIVES, *BOTTLENECKS, *OPTIMIZERS, *SCHEDULERS, *WHOLE),
     *("trainer/default.yaml", "callbacks/prior.yaml", "condition/crystal_system.yaml"),
 ]
 
@@ -169,7 +172,7 @@ def as_yaml(text: str) -> Any:
     return text if "${" in text else OmegaConf.to_container(OmegaConf.create(f"x: {text}"))["x"]  # type: ignore[index,call-overload]
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *OBJECTIVES, *BOTTLENECKS, *OPTIMIZERS, *WHOLE])
+@pytest.mark.parametrize("name", [*FAMILIES, *OBJECTIVES, *BOTTLENECKS, *OPTIMIZERS, *SCHEDULERS, *WHOLE])
 def test_every_option_is_documented(name: str):
     config = yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
     keys = set(leaves({key: value for key, value in config.items() if key not in {"defaults", "hydra"}}))
@@ -312,6 +315,7 @@ def test_every_option_of_a_group_composes_for_priors(group: str):
         "vae_module/bottleneck",
         "vae_module/objective",
         "vae_module/objective/schedule",
+        "vae_module/scheduler",
         "trainer",
         "logger",
         "callbacks",

@@ -61,7 +61,9 @@ def test_evaluate_returns_the_report(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_what_cannot_be_asked_is_named():
     with pytest.raises(ConfigError, match=r"sample: unknown formula; expected some of .*composition"):
         crystalvae.sample(2, formula="NaCl")
-    with pytest.raises(ConfigError, match="potential: got 'dft'; expected one of chgnet, emt"):
+    with pytest.raises(
+        ConfigError, match="potential: got 'dft'; expected one of chgnet, emt, mace, mattersim, orb, sevennet"
+    ):
         crystalvae.sample(2, relax="dft")
     with pytest.raises(ConfigError, match=r"data: got 'mp_21'; expected one of"):
         crystalvae.evaluate(rock_salt_and_friends(), data="mp_21")

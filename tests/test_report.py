@@ -20,11 +20,13 @@ from pymatgen.core import Structure
 from rich.table import Table
 
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.view import assets
+from crystalvae.data.view.scene import Scene, scene
 from crystalvae.errors import OutputError
 from crystalvae.evaluation.evaluation_report import EvaluationReport
 from crystalvae.evaluation.inputs import CrystalSet
 from crystalvae.evaluation.metric import Metric
-from crystalvae.evaluation.report import format_tables, page, write_html_report, write_report
+from crystalvae.evaluation.report import format_tables, write_html_report, write_report
 from crystalvae.evaluation.report.archive import cif_texts, file_names, write_archive
 from crystalvae.evaluation.report.cases import generation_order, reconstruction_groups
 from crystalvae.evaluation.report.distributions import histogram
@@ -32,7 +34,6 @@ from crystalvae.evaluation.report.facts import crystal_facts
 from crystalvae.evaluation.report.numbers import chemical_formula, label, space_group_symbol, write_number
 from crystalvae.evaluation.report.periodic_table import position
 from crystalvae.evaluation.report.published import beside, published_numbers
-from crystalvae.evaluation.report.scene import Scene, scene
 from crystalvae.evaluation.report.style import plotting
 from tests.report_samples import HOSTILE, generation_report, reconstruction_report
 from tests.samples import rock_salt_and_friends
@@ -385,25 +386,25 @@ def test_gated_published_numbers_stand_beside_the_gated_metric():
 
 
 def test_vendored_files_are_those_that_were_published():
-    record = page.vendored()
-    others = {path.name for path in page.ASSETS.iterdir()} - {
-        "vendored.json", "report.css", "report.js", "report.html.j2",
+    record = assets.vendored()
+    others = {path.name for path in assets.ASSETS.iterdir()} - {
+        "vendored.json", "crystal.js", "notebook.css", "notebook.js",
     }  # fmt: skip
     assert set(record) == others
     for name, entry in record.items():
-        content = (page.ASSETS / name).read_bytes()
+        content = (assets.ASSETS / name).read_bytes()
         assert hashlib.sha256(content).hexdigest() == entry["sha256"]
         assert entry["version"]
-    viewer = (page.ASSETS / "3Dmol-min.js").read_text(encoding="utf-8")
-    notice = (page.ASSETS / "3Dmol-min.js.LICENSE.txt").read_text(encoding="utf-8")
+    viewer = (assets.ASSETS / "3Dmol-min.js").read_text(encoding="utf-8")
+    notice = (assets.ASSETS / "3Dmol-min.js.LICENSE.txt").read_text(encoding="utf-8")
     assert f"3dmol v{record['3Dmol-min.js']['version']}" in notice
     assert "</script" not in viewer.lower()  # it stands inside a script element
-    assert "BSD-3-Clause" in (page.ASSETS / "3Dmol-LICENSE.txt").read_text(encoding="utf-8")
+    assert "BSD-3-Clause" in (assets.ASSETS / "3Dmol-LICENSE.txt").read_text(encoding="utf-8")
 
 
 def test_embedded_data_cannot_end_its_script():
     data = {"id": "</script><b>&\u2028"}
-    text = page.embeddable(data)
+    text = assets.embeddable(data)
     assert "<" not in text
     assert json.loads(text) == data
 

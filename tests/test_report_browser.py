@@ -1,4 +1,4 @@
-"""The report in a real browser: it opens from disk, asks the network for nothing, and the viewer shows atoms."""
+"""The report, and crystals in a notebook, in a real browser: they ask the network for nothing, and show atoms."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 from pymatgen.core import Structure
 
+from crystalvae.data.batch import CrystalBatch
 from crystalvae.evaluation.report import write_html_report
 from tests.report_samples import HOSTILE, generation_report, reconstruction_report
+from tests.samples import rock_salt_and_friends
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
 
@@ -201,3 +203,28 @@ def test_without_webgl_the_page_still_reads(driver, reconstruction_page):
     assert not visit.page.locator(".viewer").first.is_visible()
     assert visit.page.locator(".download").first.is_visible()
     browser.close()
+
+
+# ---- crystals in a notebook -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_batch_in_a_notebook_is_drawn_in_a_closed_frame(browser, count: int, tmp_path: Path):
+    path = tmp_path / "output.html"
+    batch = CrystalBatch.from_structures(rock_salt_and_friends()[:count])
+    ready = "<script>document.documentElement.dataset.ready = 'true'</script>"
+    path.write_text(f'<meta charset="utf-8">{batch._repr_html_()}{ready}', encoding="utf-8")
+    visit = Visit(browser, path)
+    frame = visit.page.frames[1]
+    frame.wait_for_function("document.documentElement.dataset.ready === 'true'", timeout=PATIENCE_MS)
+    assert visit.said == []
+    assert [url for url in visit.asked if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
+    assert frame.evaluate("window.crystalViewer.selectedAtoms({}).length") == 27  # rock salt, with atoms on faces
+    assert frame.evaluate("document.querySelectorAll('.tiles img').length") == (0 if count == 1 else count)
+    if count > 1:
+        frame.locator(".tiles button").nth(1).click()
+        assert frame.locator(".shown p").first.inner_text().startswith("1: C ")
+        assert frame.evaluate("window.crystalViewer.selectedAtoms({}).length") != 27
+        sizes = frame.eval_on_selector_all(".tiles img", "images => images.map(image => image.naturalWidth)")
+        assert min(sizes) > 100
+    visit.context.close()

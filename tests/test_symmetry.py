@@ -13,11 +13,10 @@ from samples import rock_salt_and_friends
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.sources import MP20
-from crystalvae.data.symmetry import crystal_system
+from crystalvae.data.symmetry import crystal_system, space_group_symbol
 from crystalvae.errors import ConfigError, OutputError
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.symmetry.section import find_space_groups, symmetry_section
-from crystalvae.evaluation.symmetry.space_groups import space_group_symbol
 from crystalvae.evaluation.symmetry.symmetrized_cifs import write_symmetrized
 
 RUNNER = Runner(n_jobs=1, progress=False)

@@ -28,6 +28,7 @@ RUN_PARTS = ("crystalvae.", "lightning.")
 NAMED_PARTS = {
     "ase.calculators.emt.EMT", "ase.calculators.lj.LennardJones", "ase.calculators.morse.MorsePotential",
     "crystalvae.evaluation.stability.potentials.chgnet",
+    *(f"crystalvae.evaluation.stability.calculators.{name}" for name in ("sevennet", "mace", "orb", "mattersim")),
 }  # fmt: skip
 """Functions and classes from elsewhere: these alone, by their whole names."""
 SOURCE_MODULES = ("crystalvae.data.sources", "crystalvae.data.canonical", "crystalvae.sequence_module.sources")

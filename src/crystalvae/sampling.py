@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -19,7 +19,7 @@ from crystalvae.data.composition import parse_composition
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.atom_counts import seen_atom_counts
 from crystalvae.vae_module.conditions.embedder import ConditionEmbedder
-from crystalvae.vae_module.conditions.values import CLASSES, ELEMENTS
+from crystalvae.vae_module.conditions.values import ELEMENTS
 from crystalvae.vae_module.draw_crystals import Spread, one_by_one
 from crystalvae.vae_module.latent_source import DrawOptions, LearnedPrior
 from crystalvae.vae_module.vae_module import VAEModule
@@ -30,6 +30,8 @@ FAR = 6.0
 """Standard deviations of the training set beyond which a condition is warned of."""
 ABSURD = 1000.0
 """Standard deviations beyond which it is refused: the model's numbers would overflow."""
+NEVER_NEGATIVE = ("density", "band_gap")
+"""Conditions of which a negative number is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,22 +157,39 @@ def _check_near(module: VAEModule, template: CrystalBatch) -> None:
     for embedder in (part for part in module.modules() if isinstance(part, ConditionEmbedder)):
         for index, name in enumerate(embedder.names):
             values = template.conditions.get(name)
-            if values is None or name in CLASSES or name in ELEMENTS or name in told:
+            if values is None or name in embedder.classes or name in ELEMENTS or name in told:
                 continue
             told.add(name)
             mean, std = float(embedder.mean[index]), float(embedder.std[index])
+            seen = seen_range(module.statistics, name)
+            training = f"mean {mean:.3g}, standard deviation {std:.3g}"
+            training += f", range {seen[0]:.3g} to {seen[1]:.3g}" if seen else ""
             far = ((values - mean).abs() / std).nan_to_num(0.0)
+            if name in NEVER_NEGATIVE and bool((values < 0).any()):
+                negative = float(values[values < 0][0])
+                raise ConfigError(f"conditions.{name}: got {negative:g}, which is negative; in training: {training}")
             if float(far.max()) > ABSURD:
                 raise ConfigError(
-                    f"conditions.{name}: got {float(values[far.argmax()]):g}; expected about {mean:.3g}, the mean of "
-                    f"the training set (standard deviation {std:.3g})"
+                    f"conditions.{name}: got {float(values[far.argmax()]):g}, which is too far from all that the model "
+                    f"knows; in training: {training}"
                 )
-            if float(far.max()) > FAR:
+            odd = (values < seen[0]) | (values > seen[1]) if seen else far > FAR
+            if bool(odd.any()):
+                far = far.masked_fill(~odd, 0.0)
                 log.warning(
-                    "conditions.%s: %g is %.0f standard deviations from the mean of the training set (%.3g, standard "
-                    "deviation %.3g): the model saw nothing like it, and what it makes of it means nothing",
-                    name, float(values[far.argmax()]), float(far.max()), mean, std,
+                    "conditions.%s: %g is %.0f standard deviations from the mean of the training set: the model saw "
+                    "nothing like it, and what it makes of it means nothing (in training: %s)",
+                    name, float(values[far.argmax()]), float(far.max()), training,
                 )  # fmt: skip
+
+
+def seen_range(statistics: Mapping[str, Any], name: str) -> tuple[float, float] | None:
+    """Return the least and the largest value of a condition in training; None where a checkpoint does not say."""
+    ranges = statistics.get("conditions")
+    match ranges.get(name) if isinstance(ranges, Mapping) else None:
+        case [int() | float() as lowest, int() | float() as highest]:
+            return float(lowest), float(highest)
+    return None
 
 
 def _warn_unseen(sizes: set[int], seen: dict[int, int]) -> None:

@@ -8,13 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import pandas as pd
 from omegaconf import DictConfig
 from rich.console import Console
 
 from crystalvae import checks
 from crystalvae.build import to_plain
 from crystalvae.commands.inputs import Inputs, generate, predict, reconstruct_all
+from crystalvae.commands.relaxing import potential_named
 from crystalvae.data.sources import SPLITS, cache_root
+from crystalvae.data.writers import write_crystals
 from crystalvae.errors import ConfigError, DataError, OutputError
 from crystalvae.evaluation.distributions.coverage import CUTOFFS, Cutoffs
 from crystalvae.evaluation.evaluate import (
@@ -33,6 +36,7 @@ from crystalvae.evaluation.parallel.time_limit import check_time_limit
 from crystalvae.evaluation.report import JSON_NAME, format_summary, format_tables, write_report
 from crystalvae.evaluation.report.archive import file_names
 from crystalvae.evaluation.speed import describe_machine
+from crystalvae.evaluation.stability.hull_file import read_hull
 from crystalvae.evaluation.stability.potentials import Potential
 from crystalvae.evaluation.stability.relaxation import Relaxation
 from crystalvae.evaluation.stability.section import StabilitySettings
@@ -69,6 +73,8 @@ def evaluate(config: DictConfig) -> str:
     paths = write_report(report, output_dir, html=config.report)
     if config.symmetry.write_cifs:
         paths.append(_write_symmetrized(report, output_dir / "symmetrized", runner, settings))
+    if (written := _write_relaxed(report, output_dir / "relaxed")) is not None:
+        paths.append(written)
     summary = [""] if config.verbose else format_summary(report)
     more = "" if config.verbose else " (verbose=true shows them here)"
     files = ", ".join(str(path) for path in paths)
@@ -171,7 +177,9 @@ def _runner(config: DictConfig) -> Runner:
 
 def _settings(config: DictConfig) -> EvaluationSettings:
     stability: dict[str, Any] = to_plain(config.stability)
-    stability.pop("hull_splits")
+    for key in ("hull", "hull_splits"):  # read by `_known`
+        stability.pop(key)
+    second = stability.pop("second_potential")
     relaxation = Relaxation(**stability.pop("relaxation"))
     sections = to_plain(config.sections)
     if sections is not None and not isinstance(sections, list):
@@ -189,6 +197,7 @@ def _settings(config: DictConfig) -> EvaluationSettings:
         symmetry_tolerances=tuple(to_plain(config.symmetry.tolerances)),
         stability=StabilitySettings(**stability, relaxation=relaxation, seed=seed),
         potential=Potential.from_config(to_plain(config.potential)),
+        second_potential=None if second is None else potential_named(second, key="stability.second_potential"),
     )
 
 
@@ -208,7 +217,14 @@ def _known(config: DictConfig, inputs: Inputs, sections: Sequence[str]) -> Known
         if config.train_split not in SPLITS:
             raise ConfigError(f"train_split: got {config.train_split!r}; expected one of {', '.join(SPLITS)}, or null")
         train = inputs.split(config.train_split)
-    hull = inputs.splits(to_plain(config.stability.hull_splits)) if "stability" in sections else None
+    hull = None
+    if "stability" in sections:
+        file = config.stability.hull
+        hull = (
+            read_hull(checks.check_path("stability.hull", file))
+            if file is not None
+            else inputs.splits(to_plain(config.stability.hull_splits))
+        )
     return Known(reference=inputs.reference(), train=train, hull=hull)
 
 
@@ -239,6 +255,19 @@ def _write_symmetrized(report: EvaluationReport, folder: Path, runner: Runner, s
         report.generated.crystals, folder, runner=runner, overwrite=True, ids=file_names(report.generated.ids),
         tolerance=settings.symmetry_tolerances[0],
     )  # fmt: skip
+    return folder
+
+
+def _write_relaxed(report: EvaluationReport, folder: Path) -> Path | None:
+    """Write the crystals that were relaxed for their stability, where it was asked for, with their energies."""
+    section = next((section for section in report.sections if section.relaxed is not None), None)
+    if section is None or section.relaxed is None or not section.relaxed[0]:
+        return None
+    rows, crystals = section.relaxed
+    names, table = file_names(report.generated.ids), pd.DataFrame(section.per_crystal).iloc[list(rows)]
+    info = {name: section.settings[name] for name in ("potential", "calculator", "versions", "relaxation")}
+    ids = [names[row] for row in rows]
+    write_crystals(crystals, folder, table=table, ids=ids, formats=["extxyz"], info=info, overwrite=True)
     return folder
 
 

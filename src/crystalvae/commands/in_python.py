@@ -1,23 +1,23 @@
-"""What a notebook wants in one line: `crystalvae.sample`, `reconstruct`, `embed` and `evaluate`."""
+"""What a notebook wants in one line: `crystalvae.sample`, `reconstruct`, `embed`, `evaluate`, and parts by name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
-from crystalvae.build import to_plain
+from crystalvae.build import build, to_plain
 from crystalvae.checkpoints import bundled
 from crystalvae.commands.config_files import config_dir
 from crystalvae.commands.device import choose_device
 from crystalvae.commands.inputs import data_module, reconstruct_all
-from crystalvae.commands.relaxing import Relaxer
+from crystalvae.commands.relaxing import Relaxer, potential_named
 from crystalvae.commands.sampling import sample_all
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.cif import CrystalError, RawCrystal, niggli_reduce
@@ -30,7 +30,6 @@ from crystalvae.evaluation.evaluation_report import EvaluationReport
 from crystalvae.evaluation.inputs import CrystalSet
 from crystalvae.evaluation.parallel.cache import ResultCache
 from crystalvae.evaluation.parallel.runner import Runner
-from crystalvae.evaluation.stability.potentials import Potential
 from crystalvae.evaluation.stability.relaxation import Relaxation
 from crystalvae.sampling import SampleRequest
 from crystalvae.vae_module.latent_space.inputs import to_crystals
@@ -134,7 +133,7 @@ def evaluate(
     `evaluation.report.write_report(report, folder)` writes the JSON file and the page for the browser.
     """
     if potential is not None:
-        settings["potential"] = _potential(potential)
+        settings["potential"] = potential_named(potential)
     chosen = EvaluationSettings(sections=sections, seed=seed, **settings)
     module = data_module(data, seed=seed)
     needed = chosen.chosen("generation")
@@ -174,17 +173,8 @@ def _crystals(structures: Structures, *, niggli: bool) -> CrystalBatch:
     return CrystalBatch.from_arrays(arrays, crystals.properties)
 
 
-def _potential(name: str) -> Potential:
-    path = config_dir() / "potential" / f"{name}.yaml"
-    known = sorted(entry.stem for entry in path.parent.glob("*.yaml"))
-    if name not in known:
-        raise ConfigError(f"potential: got {name!r}; expected one of {', '.join(known)}")
-    config: Mapping[str, Any] = to_plain(OmegaConf.load(path))
-    return Potential.from_config(config)
-
-
 def _relaxer(name: str, n_jobs: int) -> Relaxer:
-    potential = _potential(name)
+    potential = potential_named(name)
     if missing := potential.missing():
         raise ConfigError(f"relax={name}: {missing}")
     return Relaxer(potential=potential, relaxation=Relaxation(), runner=_runner(n_jobs))
@@ -192,3 +182,32 @@ def _relaxer(name: str, n_jobs: int) -> Relaxer:
 
 def _runner(n_jobs: int) -> Runner:
     return Runner(n_jobs=n_jobs, cache=ResultCache(cache_root(None) / "evaluation"))
+
+
+def build_encoder(name: str, **options: Any) -> nn.Module:
+    """Build an encoder of `configs/vae_module/encoder`: `crystalvae.build_encoder("cgcnn", d_model=64)`.
+
+    Options are the keys of its YAML file, whose values they replace. Raises `ConfigError` for an unknown name or
+    option, listing those there are.
+    """
+    return _build_part("encoder", name, options)
+
+
+def build_decoder(name: str, **options: Any) -> nn.Module:
+    """Build a decoder of `configs/vae_module/decoder`, as `build_encoder`; `atom_type_predict` is an option, too."""
+    return _build_part("decoder", name, {"atom_type_predict": True, **options})
+
+
+def _build_part(part: str, name: str, options: Mapping[str, Any]) -> nn.Module:
+    folder = config_dir() / "vae_module" / part
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in names:
+        raise ConfigError(f"build_{part}: got {name!r}; expected one of {', '.join(names)}")
+    config = cast("dict[str, Any]", to_plain(OmegaConf.load(folder / f"{name}.yaml")))
+    for base in config.pop("defaults", []):
+        if base != "_self_":
+            config = {**cast("dict[str, Any]", to_plain(OmegaConf.load(folder / f"{base}.yaml"))), **config}
+    known = sorted({*config, *(["atom_type_predict"] if part == "decoder" else []), "d_condition"} - {"_target_"})
+    if unknown := [option for option in options if option not in known]:
+        raise ConfigError(f"build_{part}({name!r}): unknown {', '.join(unknown)}; expected some of {', '.join(known)}")
+    return build(part, {**config, **options})

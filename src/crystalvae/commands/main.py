@@ -48,6 +48,7 @@ COMMANDS = {
     "trajectory": Command(
         "trajectory", "trajectory", "trajectory", "run dynamics or a relaxation, and keep the frames"
     ),
+    "convert": Command("convert", "convert", "convert", "turn a published checkpoint into one of ours"),
     "publish": Command("publish", "publish", "publish", "make a bundled model of a training checkpoint"),
 }
 

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from crystalvae import checks
 from crystalvae.build import to_plain
+from crystalvae.commands.config_files import config_dir
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.sources import cache_root
 from crystalvae.errors import ConfigError
@@ -89,3 +90,12 @@ class Relaxer:
                 }
             )
         return CrystalBatch.from_arrays(after), pd.DataFrame(rows)
+
+
+def potential_named(name: str, *, key: str = "potential") -> Potential:
+    """Return a potential of `configs/potential`; `ConfigError` listing those there are for another name."""
+    path = config_dir() / "potential" / f"{name}.yaml"
+    known = sorted(entry.stem for entry in path.parent.glob("*.yaml"))
+    if name not in known:
+        raise ConfigError(f"{key}: got {name!r}; expected one of {', '.join(known)}")
+    return Potential.from_config(to_plain(OmegaConf.load(path)))

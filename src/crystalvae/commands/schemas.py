@@ -61,6 +61,7 @@ class TrainPrior(Training):
     prior_module: dict[str, Any]
     vae_ckpt_path: str = path()
     ckpt_path: str | None = path()
+    compile: bool
 
 
 @dataclass(kw_only=True)
@@ -87,6 +88,8 @@ class Sampler:
     steps: int | None
     stochasticity: Number | None
     time_shift: Number | None
+    method: str | None
+    eta: Number | None
     guidance_scale: Number | None
     composition_temperature: Number | None
     projection: bool | None
@@ -136,8 +139,10 @@ class Sample(Sampling):
     relax: bool
     relaxation: Relaxation
     formats: Any  # one, or a list
+    cif_symmetry: bool
     output_dir: str = path()
     overwrite: bool
+    cuda_graphs: bool
 
 
 @dataclass(kw_only=True)
@@ -177,6 +182,8 @@ class Symmetry:
 class Stability:
     """Energies above the hull."""
 
+    second_potential: str | None
+    hull: str | None = path()
     hull_splits: list[str]
     relax_hull: bool
     complete_elements: bool
@@ -312,6 +319,17 @@ class Cluster(OfCrystals):
 
 
 @dataclass(kw_only=True)
+class Convert(Config):
+    """`convert.yaml`."""
+
+    ckpt_path: str = path()
+    vae_ckpt_path: str | None = path()
+    dataset: str | None
+    output: str = path()
+    overwrite: bool
+
+
+@dataclass(kw_only=True)
 class Publish(Config):
     """`publish.yaml`."""
 
@@ -379,6 +397,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "evaluate": Evaluate,
     "latent": Latent,
     "cluster": Cluster,
+    "convert": Convert,
     "publish": Publish,
     "trajectory": RunTrajectory,
     "train_sequence": TrainSequence,

@@ -23,29 +23,31 @@ log = logging.getLogger(__name__)
 
 def train_prior(config: DictConfig) -> str:
     """Train as `config` describes on the latents of `vae_ckpt_path`; returns what to tell the user at the end."""
-
-    def start() -> LatentPrior:
-        vae = VAEModule.load_from_checkpoint(bundled.find(str(config.vae_ckpt_path)))
-        if vae.prior is not None:
-            vae = _without_prior(vae)
-        described = OmegaConf.create({**config.prior_module, "vae": vae.config})
-        module = build("prior_module", described)
-        if not isinstance(module, LatentPrior):
-            raise ConfigError(f"prior_module._target_: got {type(module).__name__}; expected a LatentPrior")
-        checkpoints.load_weights(module.vae_module.vae, vae.vae.state_dict())
-        module.vae_module.statistics = vae.statistics
-        if config.ckpt_path is not None:
-            path = bundled.find(Path(config.ckpt_path))
-            content = checkpoints.read(path, plain_data_only=True)
-            meta = checkpoints.check_metadata(content, "prior")
-            _, weights = checkpoints.vae_within("prior", meta["config"], content["state_dict"])
-            prefix = "prior."  # the VAE stays that of vae_ckpt_path
-            own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-            _start_from(module.prior, own)
-        return module
-
     check_exclusive(config)
-    return run_training(config, start, kind="prior", model_keys=("vae", "prior", "trained", "optimizer"))
+    keys = ("vae", "prior", "trained", "optimizer")
+    return run_training(config, lambda: prior_module(config), kind="prior", model_keys=keys)
+
+
+def prior_module(config: DictConfig) -> LatentPrior:
+    """Build what is to be trained: over the VAE of `vae_ckpt_path`, from the prior of `ckpt_path` if there is one."""
+    vae = VAEModule.load_from_checkpoint(bundled.find(str(config.vae_ckpt_path)))
+    if vae.prior is not None:
+        vae = _without_prior(vae)
+    described = OmegaConf.create({**config.prior_module, "vae": vae.config})
+    module = build("prior_module", described)
+    if not isinstance(module, LatentPrior):
+        raise ConfigError(f"prior_module._target_: got {type(module).__name__}; expected a LatentPrior")
+    checkpoints.load_weights(module.vae_module.vae, vae.vae.state_dict())
+    module.vae_module.statistics = vae.statistics
+    if config.ckpt_path is not None:
+        path = bundled.find(Path(config.ckpt_path))
+        content = checkpoints.read(path, plain_data_only=True)
+        meta = checkpoints.check_metadata(content, "prior")
+        _, weights = checkpoints.vae_within("prior", meta["config"], content["state_dict"])
+        prefix = "prior."  # the VAE stays that of vae_ckpt_path
+        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        _start_from(module.prior, own)
+    return module
 
 
 def _start_from(prior: LatentFlow, weights: Mapping[str, Tensor]) -> None:
@@ -61,7 +63,9 @@ def _start_from(prior: LatentFlow, weights: Mapping[str, Tensor]) -> None:
     if not prior.names and unknown in weights:
         kept[bias] = kept[bias] + weights[unknown].sum(dim=0)
     new, _ = checkpoints.load_shared_weights(prior, kept)
-    log.info("starting from a prior that is not told genes: %d of %d weights are new", len(new), len(prior.state_dict()))
+    log.info(
+        "starting from a prior that is not told genes: %d of %d weights are new", len(new), len(prior.state_dict())
+    )
 
 
 def _without_prior(module: VAEModule) -> VAEModule:

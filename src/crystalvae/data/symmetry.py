@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,14 @@ def crystal_system(number: int) -> str:
     if not 1 <= number <= 230:
         raise ValueError(f"space group number: expected 1 to 230, got {number}")
     return CRYSTAL_SYSTEMS[bisect_right(_FIRST_SPACE_GROUPS, number) - 1]
+
+
+@lru_cache(maxsize=230)
+def space_group_symbol(number: int) -> str:
+    """Return the short Hermann–Mauguin symbol of a space group number, such as Fm-3m for 225."""
+    from pymatgen.symmetry.groups import sg_symbol_from_int_number
+
+    return sg_symbol_from_int_number(number)
 
 
 def crystal_system_indices(space_groups: Float[Tensor, "B"] | Int[Tensor, "B"]) -> Int[Tensor, "B"]:

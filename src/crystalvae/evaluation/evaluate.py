@@ -25,7 +25,9 @@ from crystalvae.evaluation.novelty.train_index import ReducedCells, TrainIndex
 from crystalvae.evaluation.novelty.uniqueness import valid_unique_novel
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.speed import SamplingTimes, speed_section
+from crystalvae.evaluation.stability.hull_file import HullFile
 from crystalvae.evaluation.stability.potentials import CHGNET, Potential
+from crystalvae.evaluation.stability.second_opinion import with_second_opinion
 from crystalvae.evaluation.stability.section import StabilitySettings, stability_section
 from crystalvae.evaluation.substitution.section import (
     Substitutes,
@@ -73,6 +75,7 @@ class EvaluationSettings:
     symmetry_library: Library = "moyopy"
     stability: StabilitySettings = field(default_factory=StabilitySettings)
     potential: Potential = CHGNET
+    second_potential: Potential | None = None
 
     def chosen(self, kind: Kind) -> Sequence[str]:
         """Return the parts to work out; `ConfigError` for unknown ones."""
@@ -86,11 +89,14 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What generated crystals are compared with: the reference distribution, the training set, the hull's crystals."""
+    """What generated crystals are compared with: the reference distribution, the training set, the hull.
+
+    The hull are crystals, whose energies the potential gives, or energies from a file.
+    """
 
     reference: CrystalSet
     train: CrystalSet | None = None
-    hull: CrystalSet | None = None
+    hull: CrystalSet | HullFile | None = None
 
 
 def evaluate_reconstruction(
@@ -221,6 +227,10 @@ class _Evaluation:
         self.generated, self.known = generated, known
         self.runner, self.settings, self.times = runner, settings, times
         self.chosen = settings.chosen(kind)  # what is wrong with it is said before the long work
+        if isinstance(known.hull, HullFile) and settings.second_potential is not None:
+            raise ConfigError(
+                "stability.hull and second_potential exclude each other: energies in a file are those of one potential"
+            )
         self.sections: dict[str, Section] = {}
         self.seconds: dict[str, float] = {}
 
@@ -289,13 +299,23 @@ class _Evaluation:
             )  # fmt: skip
         if name == "speed":
             return speed_section(self.times)
-        if self.known.hull is None:
+        return self._stability_section(self.known.hull)
+
+    def _stability_section(self, hull: CrystalSet | HullFile | None) -> Section:
+        if hull is None:
             return Section(name="stability", title="Stability", skipped="no crystals to build a convex hull from")
+        first, second = self._stability(self.settings.potential, hull), self.settings.second_potential
+        if second is None:
+            return first
+        return with_second_opinion(first, self._stability(second, hull), name=second.name)
+
+    def _stability(self, potential: Potential, hull: CrystalSet | HullFile) -> Section:
         columns = self.sections["uniqueness"].per_crystal if "uniqueness" in self.sections else {}
         return stability_section(
-            generated=generated, reference=reference, hull=self.known.hull.crystals, hull_name=self.known.hull.name,
-            runner=runner, potential=settings.potential, settings=settings.stability, unreadable=unreadable,
-            unique=columns.get("unique"), novel=columns.get("novel"),
+            generated=self.generated.crystals, reference=self.known.reference.crystals,
+            hull=hull.entries if isinstance(hull, HullFile) else hull.crystals, hull_name=hull.name,
+            runner=self.runner, potential=potential, settings=self.settings.stability,
+            unreadable=len(self.generated.unreadable), unique=columns.get("unique"), novel=columns.get("novel"),
             classify=None if self._train_index is None else self._classify,
         )  # fmt: skip
 

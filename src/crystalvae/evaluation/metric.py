@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from crystalvae.data.batch import CrystalBatch
+
 Number = float | int | None
 Better = Literal["higher", "lower", "neither"]
 
@@ -68,7 +70,8 @@ class Section:
     `settings` holds thresholds, tolerances and versions of what decided; `per_crystal` columns with one plain value per
     crystal, in the crystals' order; `distributions` what the report draws, as plain data. `skipped` says why there is
     nothing (and what to install), and is empty otherwise. `references` holds metrics of the same names for what is
-    shown beside the model, by its name; see `beside`.
+    shown beside the model, by its name; see `beside`. `relaxed` are the crystals that were relaxed: which, and as they
+    ended.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Section:
     distributions: Mapping[str, Any] = field(default_factory=dict)
     skipped: str = ""
     references: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
+    relaxed: tuple[Sequence[int], CrystalBatch] | None = field(default=None, compare=False)
 
     def beside(self, name: str, reference: Section) -> Section:
         """Return the part with the numbers of a simpler method, of the same part and names, beside its own.

@@ -26,10 +26,10 @@ from crystalvae.prior_module.gene_training import ConditionedGenes
 from crystalvae.prior_module.genes import Genes
 from crystalvae.prior_module.hints import Hints
 from crystalvae.vae_module.conditions.embedder import ConditionEmbedder
-from crystalvae.vae_module.conditions.values import Values, told
+from crystalvae.vae_module.conditions.values import Classes, Values, known_classes, told
 from crystalvae.vae_module.distribution import normal_noise
-from crystalvae.vae_module.layers.precision import full_precision
 from crystalvae.vae_module.latent_source import Autoencoder, Drawn, DrawOptions
+from crystalvae.vae_module.layers.precision import full_precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +71,7 @@ class LatentFlow(nn.Module):
         prediction: Prediction = "preconditioned",
         self_conditioning: bool = True,
         conditions: Sequence[str] = (),
+        classes: Mapping[str, int | Sequence[str]] | None = None,
         composition: Mapping[str, Any] | None = None,
         gene: Mapping[str, Any] | None = None,
         sampler: Mapping[str, Any] | None = None,
@@ -87,7 +88,8 @@ class LatentFlow(nn.Module):
         self.latent_dim, self.elements_given, self.prediction = latent_dim, elements_given, prediction
         self.self_conditioning = self_conditioning
         self.sampler = SamplerOptions(**(sampler or {}))
-        self.conditions = ConditionEmbedder(names=conditions, d_model=d_model)
+        told = {"names": conditions, "classes": known_classes(classes, key="prior.classes")}
+        self.conditions = ConditionEmbedder(**told, d_model=d_model)
         self.denoiser = Denoiser(
             latent_dim=latent_dim,
             d_model=d_model,
@@ -108,7 +110,7 @@ class LatentFlow(nn.Module):
         if composition is not None:
             self.composition = CompositionModel(**composition)
             width = self.composition.element_embedder.embedding_dim
-            self.composition_conditions = ConditionEmbedder(names=conditions, d_model=width)
+            self.composition_conditions = ConditionEmbedder(**told, d_model=width)
         self.register_buffer("latent_mean", torch.zeros(latent_dim))
         self.register_buffer("latent_std", torch.ones(latent_dim))
         self.register_buffer("signal", torch.ones(latent_dim))
@@ -117,6 +119,11 @@ class LatentFlow(nn.Module):
     def names(self) -> list[str]:
         """The conditions this prior was built for."""
         return self.conditions.names
+
+    @property
+    def classes(self) -> Classes:
+        """All conditions that are classes, with the names of their labels."""
+        return self.conditions.classes
 
     @property
     def proposes_elements(self) -> bool:
@@ -319,7 +326,12 @@ class LatentFlow(nn.Module):
             return self.standardize(vae.encode(project(found, sites)).mode())
 
         latents = self.sample_latents(
-            placed, values, options=sampler, noise=noise, hints=hints, projected=projected if sampler.projection else None
+            placed,
+            values,
+            options=sampler,
+            noise=noise,
+            hints=hints,
+            projected=projected if sampler.projection else None,
         )
         return Drawn(latents, placed, symmetric=True)
 

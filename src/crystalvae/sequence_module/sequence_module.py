@@ -299,17 +299,7 @@ class SequenceModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser over the model's parameters, and the learning-rate schedule."""
-        described = self.config["scheduler"]
-        if described is None or not str(described.get("_target_")).startswith("torch.optim.lr_scheduler."):
-            return build_optimizer(self.config, self.model.parameters(), self.trainer, section="sequence_module")
-        if self.config["optimizer"] is None:
-            raise ConfigError("sequence_module.optimizer: got null; training needs one, for example torch.optim.Adam")
-        optimizer = build("sequence_module.optimizer", self.config["optimizer"], params=list(self.model.parameters()))
-        scheduler = build("sequence_module.scheduler", described, optimizer=optimizer)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "monitor": "val/loss"},
-        }
+        return build_optimizer(self.config, self.model.parameters(), self.trainer, section="sequence_module")
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -45,7 +45,9 @@ def draw_atom_counts(
     if weights_of is not None:
         weights = weights * weights_of(sizes).cpu()
         if not bool((weights > 0).any()):
-            raise ConfigError(f"no crystal with {min(sizes)} to {max(sizes)} atoms in the primitive cell can be like that")
+            raise ConfigError(
+                f"no crystal with {min(sizes)} to {max(sizes)} atoms in the primitive cell can be like that"
+            )
     drawn = torch.multinomial(weights, count, replacement=True, generator=_on_cpu(generator))
     return torch.tensor(sizes)[drawn]
 

@@ -59,14 +59,15 @@ class OverFrozenVAE(L.LightningModule):
         checkpoint_path: str | Path,
         map_location: torch.device | str = "cpu",
         *,
+        weights_only: bool = False,
         trusted_targets: Sequence[str] = (),
     ) -> Whole:
         """Load it with its VAE, ready to use (`eval`); nothing in the file is executed.
 
-        `trusted_targets` is as for `VAEModule.load_from_checkpoint`.
+        `weights_only` and `trusted_targets` are as for `VAEModule.load_from_checkpoint`.
         Raises `CheckpointError` for what is damaged, of another version or kind, or not to be trusted.
         """
-        content = checkpoints.read(bundled.find(checkpoint_path), plain_data_only=True)
+        content = checkpoints.read(bundled.find(checkpoint_path), plain_data_only=weights_only)
         with trusting(trusted_targets):
             meta = checkpoints.check_metadata(content, cls.kind)
             module = checkpoints.rebuild(cls, meta["config"], content["state_dict"])

@@ -126,12 +126,13 @@ class LatentSource(Protocol):
 
 @runtime_checkable
 class LearnedPrior(LatentSource, Protocol):
-    """A latent source that was trained: `names` are the conditions it accepts.
+    """A latent source that was trained: `names` are the conditions it accepts, `classes` those that are classes.
 
     `proposes_elements`: whether it draws the elements that a VAE for structure prediction has to be given.
     """
 
     names: list[str]
+    classes: Mapping[str, Sequence[str]]
     proposes_elements: bool
 
 

@@ -20,7 +20,7 @@ from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints import format as checkpoints
 from crystalvae.checkpoints.trusted import trusting
 from crystalvae.checks import check_count, check_switch
-from crystalvae.data.augmentation import Augmentation, InputNoise
+from crystalvae.data.augmentation import Augmentation, FeatureScales, InputNoise
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.dataset import CrystalDataset
 from crystalvae.data.soundness import sound_crystals
@@ -29,7 +29,7 @@ from crystalvae.errors import ConfigError
 from crystalvae.vae_module.atom_counts import draw_atom_counts
 from crystalvae.vae_module.bottlenecks.base import DEFAULT_BOTTLENECK, Bottleneck, as_bottleneck
 from crystalvae.vae_module.conditions.injection import Conditioning
-from crystalvae.vae_module.conditions.values import asked_values, told
+from crystalvae.vae_module.conditions.values import asked_values, condition_ranges, told
 from crystalvae.vae_module.decoders.heads import DecodedCrystals
 from crystalvae.vae_module.distribution import LOG_VARIANCE_RANGE, DiagonalGaussianDistribution, normal_noise
 from crystalvae.vae_module.draw_crystals import Spread, draw_crystals, one_by_one
@@ -95,7 +95,8 @@ class VAEModule(L.LightningModule):
         arguments = {key: value for key, value in locals().items() if key not in {"self", "__class__"}}
         self.config: dict[str, Any] = {key: to_plain(value) for key, value in arguments.items()}
         self.statistics: dict[str, Any] = {}
-        """What the checkpoint knows of the training set: `num_atoms`, {atom count: crystals}, and its name."""
+        """What the checkpoint knows of the training set: its name, `num_atoms` {atom count: crystals}, and the range of
+        `conditions`."""
         plain = self.config
         check_switch("vae_module.atom_type_predict", atom_type_predict)
         check_switch("vae_module.bound_lattice", bound_lattice)
@@ -129,6 +130,7 @@ class VAEModule(L.LightningModule):
                 raise ConfigError(f"prior._target_: got a {type(self.prior).__name__}; expected a learned prior")
         self.augmentation = Augmentation.of(plain["augmentation"])
         self.noise = InputNoise(**(plain["noise"] or {}))
+        self.noise_scales: FeatureScales | None = None
         self._latents: list[LatentStatistics] = []
         self._index: EmbeddingIndex | None = None
 
@@ -350,7 +352,8 @@ class VAEModule(L.LightningModule):
             return crystals
         if self.prior is None:
             return self.condition.asked(crystals, conditions)
-        values = asked_values(conditions, cast("LearnedPrior", self.prior).names, len(crystals))
+        prior = cast("LearnedPrior", self.prior)
+        values = asked_values(conditions, prior.names, len(crystals), classes=prior.classes)
         return crystals.replace(conditions={name: value.to(crystals.device) for name, value in values.items()})
 
     def draw_sizes(self, count: int, options: DrawOptions, generator: torch.Generator | None) -> Int[Tensor, "B"]:
@@ -577,7 +580,7 @@ class VAEModule(L.LightningModule):
             return self.vae.reconstruct(target, target)
         generator = batch.generator()
         target = self.condition.dropped(self.augmentation(batch, generator), batch, generator)
-        seen = self.noise(batch, target, generator)
+        seen = self.noise(batch, target, generator, self.noise_scales)
         noise = torch.randn(batch.total_atoms, self.latent_dim, generator=generator, device=target.device)
         return self.vae.reconstruct(seen, target, noise=batch.per_atom(noise))
 
@@ -639,8 +642,12 @@ class VAEModule(L.LightningModule):
             log.warning("%s", warning)
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None:
-            self.statistics = datamodule.statistics()
-            self.vae.fit_conditions(datamodule.dataset("train").crystals)
+            crystals = datamodule.dataset("train").crystals
+            ranges = condition_ranges(self.condition.values(crystals), self.condition.known_classes)
+            self.statistics = {**datamodule.statistics(), **({"conditions": ranges} if ranges else {})}
+            self.vae.fit_conditions(crystals)
+            if self.noise.relative > 0:
+                self.noise_scales = FeatureScales.of(crystals)
 
     def on_train_epoch_start(self) -> None:
         """Tell the loader the epoch."""

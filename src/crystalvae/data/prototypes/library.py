@@ -159,7 +159,7 @@ def _show_if_slow(items: Sequence[tuple[int, int]], description: str) -> Iterato
 
     console = Console(stderr=True)
     start = time.monotonic()
-    progress = Progress(console=console, transient=True, disable=not console.is_terminal)
+    progress = Progress(console=console, transient=True, disable=not (console.is_terminal or console.is_jupyter))
     try:
         for done, item in enumerate(items):
             if not progress.tasks and time.monotonic() - start > PATIENCE:

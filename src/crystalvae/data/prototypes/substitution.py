@@ -16,7 +16,7 @@ import numpy as np
 from ase.data import covalent_radii
 from jaxtyping import Bool, Float, Int
 
-from crystalvae.data.composition import GRAM_PER_CM3
+from crystalvae.data.formulas import GRAM_PER_CM3
 
 if TYPE_CHECKING:
     from pymatgen.core import Element, Structure

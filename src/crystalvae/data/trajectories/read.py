@@ -152,7 +152,7 @@ def _shown(frames: Iterator[Frame], path: Path, progress: bool) -> Iterator[Fram
     from rich.progress import track
 
     console = Console(stderr=True)
-    hidden = not (progress and console.is_terminal)
+    hidden = not (progress and (console.is_terminal or console.is_jupyter))
     return iter(track(frames, f"reading {path.name}", console=console, transient=True, disable=hidden))
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.data.composition import GRAM_PER_CM3
-from crystalvae.evaluation.report.scene import Scene, scene
+from crystalvae.data.formulas import GRAM_PER_CM3
+from crystalvae.data.view.scene import Scene, scene
 
 Columns = Mapping[str, Sequence[object]]
 """Values per crystal by the column's name, as `EvaluationReport.columns` gives them."""

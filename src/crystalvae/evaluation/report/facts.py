@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.data.composition import GRAM_PER_CM3
 from crystalvae.data.distances import COLLAPSED_VOLUME
+from crystalvae.data.formulas import GRAM_PER_CM3
 
 LAST_ELEMENT = 118
 

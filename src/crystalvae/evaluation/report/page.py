@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from crystalvae.data.dataset import SkippedRow
+from crystalvae.data.view.scene import Scene, look
 from crystalvae.evaluation.evaluation_report import EvaluationReport, Kind, plain_data
 from crystalvae.evaluation.metric import Section
 from crystalvae.evaluation.report.cases import Group
@@ -23,9 +23,7 @@ from crystalvae.evaluation.report.numbers import (
     write_published,
 )
 from crystalvae.evaluation.report.published import PublishedTable, beside, published_numbers
-from crystalvae.evaluation.report.scene import Scene, element_colours
 
-ASSETS = Path(__file__).with_name("assets")
 TITLES: Mapping[Kind, str] = {
     "reconstruction": "Reconstruction",
     "csp": "Crystal structure prediction",
@@ -157,13 +155,8 @@ def facts_of_run(report: EvaluationReport) -> list[tuple[str, str]]:
 
 def viewer_data(groups: Sequence[Group]) -> dict[str, object]:
     """Return what the page's script draws: groups of cases with scenes and CIFs, elements' colours and radii."""
-    from ase.data import atomic_numbers, covalent_radii
-
-    scenes = [panel.scene for group in groups for case in group.cases for panel in case.panels]
-    symbols = sorted({symbol for entry in scenes if isinstance(entry, Scene) for symbol in entry.elements})
     return {
-        "colours": element_colours(symbols),
-        "radii": {symbol: round(float(covalent_radii[atomic_numbers[symbol]]), 3) for symbol in symbols},
+        **look(panel.scene for group in groups for case in group.cases for panel in case.panels),
         "groups": [
             {
                 "title": group.title,
@@ -191,14 +184,6 @@ def viewer_data(groups: Sequence[Group]) -> dict[str, object]:
     }
 
 
-def embeddable(data: object) -> str:
-    """Return JSON that can stand inside a script element, whatever texts are in it."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in ("<", ">", "&", "\u2028", "\u2029"):
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
-
-
 def write_setting(value: object) -> str:
     """Return a setting in one line."""
     value = plain_data(value)
@@ -209,11 +194,6 @@ def write_setting(value: object) -> str:
     if value is None or value == "":
         return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def vendored() -> dict[str, dict[str, str]]:
-    """Return the record of the libraries that come with the package: version, licence, origin and hash of each."""
-    return json.loads((ASSETS / "vendored.json").read_text(encoding="utf-8"))
 
 
 def _metric_row(section: Section, name: str, tables: Sequence[PublishedTable], known: Collection[str]) -> MetricRow:

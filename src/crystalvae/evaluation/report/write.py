@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.view.assets import asset, embeddable, vendored
+from crystalvae.data.view.scene import BOND
 from crystalvae.errors import OutputError
 from crystalvae.evaluation.evaluation_report import EvaluationReport, plain_data
 from crystalvae.evaluation.report.archive import cif_texts, file_names, write_archive
@@ -30,20 +32,16 @@ from crystalvae.evaluation.report.distributions import (
 from crystalvae.evaluation.report.facts import crystal_facts
 from crystalvae.evaluation.report.numbers import chemical_formula
 from crystalvae.evaluation.report.page import (
-    ASSETS,
-    embeddable,
     facts_of_run,
     heading_of,
     headlines,
     input_rows,
     section_views,
-    vendored,
     viewer_data,
 )
 from crystalvae.evaluation.report.parity import lattice_parity_plot, rms_plot
 from crystalvae.evaluation.report.periodic_table import element_plot
 from crystalvae.evaluation.report.published import published_numbers
-from crystalvae.evaluation.report.scene import BOND
 from crystalvae.evaluation.report.style import Plot, plotting
 from crystalvae.files import write_text
 
@@ -53,6 +51,7 @@ if TYPE_CHECKING:
 JSON_NAME = "evaluation.json"
 HTML_NAME = "report.html"
 PLOTS_FOLDER = "plots"
+ASSETS = Path(__file__).with_name("assets")
 MOST_CASES = 8
 """How many of the best, and of the worst, crystals the page shows."""
 
@@ -180,7 +179,8 @@ def _render(
             archives=archives,
             viewer=embeddable(viewer_data(shown)),
             libraries=vendored(),
-            asset=_asset,
+            asset=asset,
+            report_asset=_report_asset,
             bond=f"{BOND:g}",
             chemical_formula=chemical_formula,
         )
@@ -199,5 +199,5 @@ def _environment() -> Environment:
     )
 
 
-def _asset(name: str) -> str:
+def _report_asset(name: str) -> str:
     return (ASSETS / name).read_text(encoding="utf-8")

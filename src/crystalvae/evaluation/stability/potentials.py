@@ -22,9 +22,14 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
 CHGNET_MODELS = ("0.3.0", "0.2.0", "r2scan")
-_PACKAGES = {"crystalvae.evaluation.stability.potentials.chgnet": "chgnet"}
-"""For calculators built by this module: the package that holds the weights."""
-_EXTRA = "stability"
+_PACKAGES = {
+    "crystalvae.evaluation.stability.potentials.chgnet": ("chgnet", '"crystalvae[stability]"'),
+    "crystalvae.evaluation.stability.calculators.sevennet": ("sevenn", '"crystalvae[sevennet]"'),
+    "crystalvae.evaluation.stability.calculators.mace": ("mace", "mace-torch"),
+    "crystalvae.evaluation.stability.calculators.orb": ("orb_models", "orb-models"),
+    "crystalvae.evaluation.stability.calculators.mattersim": ("mattersim", "mattersim"),
+}
+"""For calculators built by this package: the package that a potential comes from, and what pip is to install."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,13 @@ class Potential:
     @property
     def package(self) -> str:
         """Top-level package that the potential comes from."""
-        return _PACKAGES.get(self.target, self.target.partition(".")[0])
+        return _PACKAGES[self.target][0] if self.target in _PACKAGES else self.target.partition(".")[0]
 
     def missing(self) -> str:
         """Return what to install where the package is not there, else an empty text."""
         if find_spec(self.package) is not None:
             return ""
-        install = f'"crystalvae[{_EXTRA}]"' if self.target in _PACKAGES else self.package
+        install = _PACKAGES[self.target][1] if self.target in _PACKAGES else self.package
         return f"the potential {self.name} needs the package {self.package}: pip install {install}"
 
     def identity(self) -> str:

@@ -65,7 +65,7 @@ def stability_section(
     *,
     generated: CrystalBatch,
     reference: CrystalBatch,
-    hull: CrystalBatch,
+    hull: CrystalBatch | Sequence[Entry],
     hull_name: str,
     runner: Runner,
     potential: Potential = CHGNET,
@@ -82,7 +82,8 @@ def stability_section(
         reference: The distribution that energies are compared with.
         hull: The known crystals, as many as there are: all splits of a data set, since a hull that lacks a phase calls
             too much stable, and one that lacks an element says nothing of its compounds. Of these only such are
-            computed as share per chemical system, or part of one, with generated crystals.
+            computed as share per chemical system, or part of one, with generated crystals. Or their energies, which are
+            taken as they are and should be of the potential's level of theory; no elements are added then.
         hull_name: What to call them in the output.
         runner: Runs and caches one relaxation a task.
         potential: The potential, for generated and known crystals alike.
@@ -110,9 +111,10 @@ def stability_section(
     arrays = generated[chosen].to_arrays()
     sample = reference[_choose(len(reference), settings.sample, settings.seed)]
     elements = {number for numbers, _, _ in (*arrays, *sample.to_arrays()) for number in numbers.tolist()}
-    known, unusable = _known_entries(hull, arrays, elements, settings, relax)
+    given = not isinstance(hull, CrystalBatch)
+    known, unusable = (list(hull), 0) if given else _known_entries(hull, arrays, elements, settings, relax)
     added: list[str] = []
-    if settings.complete_elements:
+    if settings.complete_elements and not given:
         more = _missing_elements(elements - set(elemental_energies(known)), settings, relax)
         known, added = [*known, *more], [chemical_symbols[number] for number in sorted(elemental_energies(more))]
     outcomes = _outcomes(arrays, ours, known, settings, runner)
@@ -146,6 +148,7 @@ def stability_section(
             **asdict(settings),
         },
         per_crystal=_columns(outcomes, chosen, len(generated)),
+        relaxed=_relaxed(arrays, ours, chosen),
         distributions={
             "energy_above_hull": [outcome.above_hull for outcome in outcomes if math.isfinite(outcome.above_hull)],
             "formation_energy": {
@@ -241,6 +244,14 @@ def _classified(
     mask = np.zeros(len(outcomes), dtype=bool)
     mask[relaxed] = np.asarray(unique, dtype=bool) & np.asarray(novel, dtype=bool)
     return mask
+
+
+def _relaxed(
+    arrays: Sequence[Arrays], results: Sequence[Relaxed], chosen: np.ndarray
+) -> tuple[Sequence[int], CrystalBatch]:
+    """Return which of the generated crystals were relaxed, and the same as they ended."""
+    done = [i for i, result in enumerate(results) if not result["failure"]]
+    return chosen[done].tolist(), CrystalBatch.from_arrays([after_relaxation(arrays[i], results[i]) for i in done])
 
 
 def _columns(outcomes: Sequence[Outcome], chosen: np.ndarray, total: int) -> dict[str, Sequence[object]]:

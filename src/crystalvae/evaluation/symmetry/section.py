@@ -9,14 +9,13 @@ from functools import partial
 import numpy as np
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.data.symmetry import CRYSTAL_SYSTEMS, crystal_system
+from crystalvae.data.symmetry import CRYSTAL_SYSTEMS, crystal_system, space_group_symbol
 from crystalvae.evaluation.metric import Metric, Section
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.symmetry.space_groups import (
     Library,
     check_library,
     library_version,
-    space_group_symbol,
     space_groups,
     tolerance_name,
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from string import ascii_uppercase
@@ -46,14 +45,6 @@ def tolerance_name(tolerance: float) -> str:
 def library_version(library: Library) -> str:
     """Return the name and version of a symmetry library."""
     return f"{library} {version(library)}"
-
-
-@lru_cache(maxsize=230)
-def space_group_symbol(number: int) -> str:
-    """Return the short Hermann–Mauguin symbol of a space group number, such as Fm-3m for 225."""
-    from pymatgen.symmetry.groups import sg_symbol_from_int_number
-
-    return sg_symbol_from_int_number(number)
 
 
 def space_groups(crystal: Arrays, *, library: Library, tolerances: Sequence[float]) -> list[int]:

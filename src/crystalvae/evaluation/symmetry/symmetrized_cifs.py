@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.symmetry import space_group_symbol
 from crystalvae.data.writers import SAFE_ID, default_ids
 from crystalvae.errors import ConfigError
 from crystalvae.evaluation.parallel.runner import Runner
@@ -17,7 +18,6 @@ from crystalvae.evaluation.symmetry.space_groups import (
     REFINED_TOLERANCE,
     check_library,
     library_version,
-    space_group_symbol,
     symmetrized_cif,
 )
 from crystalvae.evaluation.validity.structure import map_valid

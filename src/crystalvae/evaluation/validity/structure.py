@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.data.composition import GRAM_PER_CM3, formulas_and_masses
 from crystalvae.data.distances import shortest_distances
+from crystalvae.data.formulas import GRAM_PER_CM3, formulas_and_masses
 from crystalvae.evaluation.crystal_arrays import Arrays
 from crystalvae.evaluation.parallel.runner import Runner
 

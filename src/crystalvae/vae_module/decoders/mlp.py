@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxtyping import Float
 from torch import Tensor
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.vae_module.decoders.heads import CoordOutput, CrystalReadOff, DecodedCrystals
-from crystalvae.vae_module.layers.mlp import PooledMLP
+from crystalvae.vae_module.layers.mlp import Activation, PooledMLP
 from crystalvae.vae_module.layers.modulation import per_atom
 
 
 class MLPDecoder(CrystalReadOff):
     """Decode each atom from its own latent vector and the mean over its crystal.
 
-    Permuting atoms permutes the output. `coord_output`, `atom_type_input` and `d_condition` as `CrystalReadOff`.
+    Permuting atoms permutes the output. `coord_output`, `atom_type_input` and `d_condition` as `CrystalReadOff`, the
+    others as `PooledMLP`.
     """
 
     def __init__(
         self,
         *,
         d_model: int,
-        num_layers: int,
+        num_layers: int | None,
         dim_feedforward: int | None = None,
+        hidden_dims: Sequence[int] | None = None,
+        activation: Activation = "gelu",
         dropout: float = 0.0,
         coord_output: CoordOutput = "circle",
         atom_type_predict: bool = True,
@@ -43,6 +48,8 @@ class MLPDecoder(CrystalReadOff):
             d_model=d_model,
             num_layers=num_layers,
             dim_feedforward=dim_feedforward,
+            hidden_dims=hidden_dims,
+            activation=activation,
             dropout=dropout,
             d_condition=d_condition,
         )

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxtyping import Float
 from torch import Tensor
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.vae_module.encoders.embedding import CoordFeatures, CrystalEmbedding, LatticeFeatures
-from crystalvae.vae_module.layers.mlp import PooledMLP
+from crystalvae.vae_module.layers.mlp import Activation, PooledMLP
 from crystalvae.vae_module.layers.modulation import per_atom
 
 
 class MLPEncoder(CrystalEmbedding):
     """Embed elements, fractional coordinates and the lattice; atoms hear of each other through their mean alone.
 
-    Permuting atoms permutes the output. `coord_features`, `lattice_features` and `d_condition` as `CrystalEmbedding`.
+    Permuting atoms permutes the output. `coord_features`, `lattice_features` and `d_condition` as `CrystalEmbedding`,
+    the others as `PooledMLP`.
     """
 
     def __init__(
         self,
         *,
         d_model: int,
-        num_layers: int,
+        num_layers: int | None,
         dim_feedforward: int | None = None,
+        hidden_dims: Sequence[int] | None = None,
+        activation: Activation = "gelu",
         dropout: float = 0.0,
         coord_features: CoordFeatures = "fourier",
         num_frequencies: int = 8,
@@ -43,6 +48,8 @@ class MLPEncoder(CrystalEmbedding):
             d_model=d_model,
             num_layers=num_layers,
             dim_feedforward=dim_feedforward,
+            hidden_dims=hidden_dims,
+            activation=activation,
             dropout=dropout,
             d_condition=d_condition,
         )

@@ -1,9 +1,10 @@
-"""Crystals as the viewer in the page draws them: atoms of one cell, bonds, edges."""
+"""Crystals as the viewer draws them: atoms of one cell, bonds, edges."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +33,7 @@ class Scene:
     cell: list[list[float]]
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain data for the page."""
+        """Return plain data for the viewer."""
         return {
             "elements": self.elements,
             "positions": self.positions,
@@ -71,17 +72,19 @@ def scene(
     )
 
 
-def element_colours(symbols: list[str]) -> dict[str, str]:
-    """Return the colour (#rrggbb) of each element, Jmol's convention."""
-    from ase.data import atomic_numbers
+def look(scenes: Iterable[Scene | str]) -> dict[str, dict[str, str] | dict[str, float]]:
+    """Return colours (#rrggbb, Jmol's convention) and covalent radii in Å of the elements in scenes, for the viewer."""
+    from ase.data import atomic_numbers, covalent_radii
     from ase.data.colors import jmol_colors
 
-    colours = {}
+    symbols = sorted({symbol for entry in scenes if isinstance(entry, Scene) for symbol in entry.elements})
+    colours, radii = {}, {}
     for symbol in symbols:
         number = atomic_numbers[symbol]
         red, green, blue = (round(255 * part) for part in jmol_colors[min(number, len(jmol_colors) - 1)])
         colours[symbol] = f"#{red:02x}{green:02x}{blue:02x}"
-    return colours
+        radii[symbol] = round(float(covalent_radii[number]), 3)
+    return {"colours": colours, "radii": radii}
 
 
 def _metals(atomic_numbers: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
