@@ -390,7 +390,9 @@ class Oracle(nn.Module):
         super().__init__()
         self.answer, self.calls = answer, []
 
-    def forward(self, noisy: Tensor, time: Tensor, crystals: CrystalBatch, conditions: Tensor, estimate: Any) -> Tensor:
+    def forward(
+        self, noisy: Tensor, time: Tensor, crystals: CrystalBatch, conditions: Tensor, estimate: Any, hints: Any = None
+    ) -> Tensor:
         self.calls.append({"noisy": noisy, "time": time, "conditions": conditions, "estimate": estimate})
         return self.answer(noisy, time, crystals, conditions, estimate)
 

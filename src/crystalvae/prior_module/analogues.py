@@ -226,7 +226,7 @@ class Analogues(nn.Module):
 
 
 def _sizes() -> Float[Tensor, "E"]:
-    """Return the cubes of covalent radii in Å^3 by atomic number; heavy elements without one are as large as the last."""
+    """Return the cubes of covalent radii in Å^3 by atomic number; the heaviest are as large as the last known."""
     radii = element_table().covalent_radius
     radii = np.where(np.isnan(radii), np.nanmax(radii[80:]), radii)
     return torch.from_numpy(np.concatenate((radii, np.full(120 - len(radii), radii[-1])))).float() ** 3
