@@ -27,6 +27,8 @@ _STEPS = np.array([2e-3] * 3 + [1e-2] * 3)
 """In which lengths (Å) and angles (degrees) are kept, in two bytes each; coordinates in 1/65536."""
 _TURN = 65536
 _SAME_LENGTHS = 5e-3
+MAX_BYTES = 2**28
+"""Known crystals of a checkpoint that unpack to more are cut off, and refused: ten million crystals need no more."""
 FARTHEST = 10.0
 """Distances between elements are told up to this one."""
 
@@ -68,7 +70,7 @@ class _Kept:
     @classmethod
     def unpack(cls, packed: bytes) -> _Kept:
         try:
-            content = zlib.decompress(packed)
+            content = zlib.decompressobj().decompress(packed, MAX_BYTES)
             crystals, orbits = struct.unpack_from("<qq", content)
             counts = (crystals, crystals, orbits, orbits, 3 * orbits, 6 * crystals)
             parts, start = [], struct.calcsize("<qq")
@@ -77,7 +79,8 @@ class _Kept:
                 start += parts[-1].size * np.dtype(kind).itemsize
         except (zlib.error, struct.error, ValueError) as error:
             raise CheckpointError(f"damaged checkpoint: the prior's known crystals cannot be read ({error})") from error
-        return cls(*parts[:4], parts[4].reshape(3, -1).T, parts[5].reshape(6, -1).T)
+        groups, of_each, elements, sites, points, cells = parts
+        return cls(groups, of_each, elements, sites, points.reshape(3, -1).T, cells.reshape(6, -1).T)
 
 
 @dataclass(frozen=True, eq=False)
