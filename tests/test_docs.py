@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 EXPERIMENT_FILES = sorted(
-    path for path in (CONFIGS / "experiment").glob("**/*.yaml") if path.parent.name != "emt_demo"
+    path for path in (CONFIGS / "experiment").glob("**/*.yaml") if "emt_demo" not in {path.stem, path.parent.name}
 )  # what is left out is for commands that train neither a VAE nor a prior
 EXPERIMENTS = [path.relative_to(CONFIGS / "experiment").with_suffix("").as_posix() for path in EXPERIMENT_FILES]
 PRIOR_EXPERIMENTS = [

@@ -39,6 +39,7 @@ COMMANDS = {
     "train-sequence": Command(
         "train_sequence", "train_sequence", "train_sequence", "train a sequence VAE on windows of trajectories"
     ),
+    "motifs": Command("motifs", "motifs", "motifs", "find the motifs of trajectories; with a report that plays them"),
     "sample": Command("sample", "sample", "sample", "sample new crystals and write them as CIF and more"),
     "evaluate": Command(
         "evaluate", "evaluate", "evaluate", "measure a model, or crystals from anywhere; with a report"

@@ -206,7 +206,7 @@ class SequenceModule(CrystalModule):
         parts = {"reconstruction": error, "kl": kullback_leibler_loss(posterior.mean, posterior.logvar)}
         loss = error
         if model.future_decoder is not None:
-            parts["future"] = future_reconstruction_loss(future, model.predict(latents), options.future_reduction)
+            parts["future"] = future_reconstruction_loss(future, model.predict(latents, past), options.future_reduction)
             loss = loss + parts["future"]
         if bool(torch.isfinite(latents).all()):
             parts["cluster"] = cluster_loss(latents, options.clusters, options.cluster_weight)
@@ -239,6 +239,8 @@ class SequenceModule(CrystalModule):
         self._keep("train", train, FrameSet.of([self.features.standardized(values) for values in raw]))
         val = datamodule.parts("val")
         self._keep("val", val, self.frames(val, cache_dir=datamodule.cache_dir))
+        if self.model.linear_forecast is not None:
+            self.model.linear_forecast.fit(self._sets["train"], self._sets["val"])
         self.statistics = datamodule.statistics()
 
     def on_test_start(self) -> None:
@@ -259,6 +261,11 @@ class SequenceModule(CrystalModule):
         self._check_finite(losses, batch)
         self.log("train/annealing_weight", self.annealing_weight, batch_size=len(batch))
         return log_training(self, losses, batch_size=len(batch), world_size=self.trainer.world_size)
+
+    def on_validation_epoch_start(self) -> None:
+        """Weigh the future decoder against the linear forecast, where there is one."""
+        if self.model.linear_forecast is not None and "val" in self._sets:
+            self.model.fit_future_share(self._sets["val"])
 
     def validation_step(self, batch: WindowBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Log the loss and its parts with the posterior mean."""
