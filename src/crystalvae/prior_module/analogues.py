@@ -71,13 +71,15 @@ class _Kept:
             content = zlib.decompress(packed)
             crystals, orbits = struct.unpack_from("<qq", content)
             counts = (crystals, crystals, orbits, orbits, 3 * orbits, 6 * crystals)
-            parts, start = [], struct.calcsize("<qq")
+            parts: list[np.ndarray] = []
+            start = struct.calcsize("<qq")
             for count, kind in zip(counts, ("<u1",) * 4 + ("<u2",) * 2, strict=True):
                 parts.append(np.frombuffer(content, kind, count, start).astype(np.int64))
                 start += parts[-1].size * np.dtype(kind).itemsize
         except (zlib.error, struct.error, ValueError) as error:
             raise CheckpointError(f"damaged checkpoint: the prior's known crystals cannot be read ({error})") from error
-        return cls(*parts[:4], parts[4].reshape(3, -1).T, parts[5].reshape(6, -1).T)
+        groups, orbits, elements, sites, points, cells = parts
+        return cls(groups, orbits, elements, sites, points.reshape(3, -1).T, cells.reshape(6, -1).T)
 
 
 @dataclass(frozen=True, eq=False)
