@@ -27,6 +27,8 @@ _STEPS = np.array([2e-3] * 3 + [1e-2] * 3)
 """In which lengths (Å) and angles (degrees) are kept, in two bytes each; coordinates in 1/65536."""
 _TURN = 65536
 _SAME_LENGTHS = 5e-3
+_LARGEST = 2**30
+"""Bytes; a damaged checkpoint is not to fill the memory."""
 FARTHEST = 10.0
 """Distances between elements are told up to this one."""
 
@@ -68,7 +70,7 @@ class _Kept:
     @classmethod
     def unpack(cls, packed: bytes) -> _Kept:
         try:
-            content = zlib.decompress(packed)
+            content = zlib.decompressobj().decompress(packed, _LARGEST)
             crystals, orbits = struct.unpack_from("<qq", content)
             counts = (crystals, crystals, orbits, orbits, 3 * orbits, 6 * crystals)
             parts: list[np.ndarray] = []
