@@ -27,8 +27,8 @@ _STEPS = np.array([2e-3] * 3 + [1e-2] * 3)
 """In which lengths (Å) and angles (degrees) are kept, in two bytes each; coordinates in 1/65536."""
 _TURN = 65536
 _SAME_LENGTHS = 5e-3
-MAX_BYTES = 2**28
-"""Known crystals of a checkpoint that unpack to more are cut off, and refused: ten million crystals need no more."""
+_LARGEST = 2**30
+"""Bytes; a damaged checkpoint is not to fill the memory."""
 FARTHEST = 10.0
 """Distances between elements are told up to this one."""
 
@@ -70,10 +70,11 @@ class _Kept:
     @classmethod
     def unpack(cls, packed: bytes) -> _Kept:
         try:
-            content = zlib.decompressobj().decompress(packed, MAX_BYTES)
+            content = zlib.decompressobj().decompress(packed, _LARGEST)
             crystals, orbits = struct.unpack_from("<qq", content)
             counts = (crystals, crystals, orbits, orbits, 3 * orbits, 6 * crystals)
-            parts, start = [], struct.calcsize("<qq")
+            parts: list[np.ndarray] = []
+            start = struct.calcsize("<qq")
             for count, kind in zip(counts, ("<u1",) * 4 + ("<u2",) * 2, strict=True):
                 parts.append(np.frombuffer(content, kind, count, start).astype(np.int64))
                 start += parts[-1].size * np.dtype(kind).itemsize
