@@ -782,7 +782,7 @@ def test_progress_is_told_and_devices_kept():
     ("options", "match"),
     [
         ({"temperature": 0.5}, "temperature: got 0.5; expected 1.0, as a learned prior has no"),
-        ({"sampler": {"step": 5}}, "sampler: unknown step; expected some of analogues, composition_temperature, .*steps"),
+        ({"sampler": {"step": 5}}, "unknown step; expected some of analogues, composition_temperature, .*steps"),
         ({"sampler": {"steps": 0}}, r"sampler\.steps: got 0"),
         ({"sampler": {"stochasticity": "x"}}, r"sampler\.stochasticity: got 'x'"),
         ({"conditions": {"band_gap": 1.0}}, r"conditions\.band_gap.*it knows energy"),
