@@ -1,11 +1,13 @@
-# make demo: install, train a small VAE, reconstruct; then 100 crystals of the bundled model as CIFs with their report.   make test: install, lint, types, tests.
+# make demo: install, train a small VAE, reconstruct; then 100 crystals of the bundled model as CIFs with their report.   make test: install, lint, types, tests.   make gpu: docs/performance.md
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+OUT ?= runs/gpu
+MINUTES ?= 45
 PAGES := README.md CHANGELOG.md checkpoints/README.md $(wildcard docs/*.md)
 
-.PHONY: install install-dev demo test lint types docs fuzz mutants wheel wheel-trial clean
+.PHONY: install install-dev demo test lint types docs fuzz mutants gpu wheel wheel-trial clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +51,9 @@ fuzz: install-dev
 
 mutants: install-dev
 	$(BIN)/python tests/mutants.py
+
+gpu: install-dev
+	$(BIN)/python benchmarks/gpu.py --out $(OUT) --minutes $(MINUTES) $(STEPS)
 
 wheel: install-dev
 	$(BIN)/python -m build

@@ -1,4 +1,4 @@
-"""What this machine can do at best: matrix products and memory, measured; and a clock that takes turns."""
+"""What this machine can do at best: matrix products and memory, measured; and clocks and counts of what work takes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+DATASHEET = {
+    "H200": {torch.bfloat16: 989e12, "tf32": 495e12},
+    "H100 PCIe": {torch.bfloat16: 756e12, "tf32": 378e12},
+    "H100 NVL": {torch.bfloat16: 835e12, "tf32": 418e12},
+    "H100": {torch.bfloat16: 989e12, "tf32": 495e12},
+    "A100": {torch.bfloat16: 312e12, "tf32": 156e12},
+    "L40S": {torch.bfloat16: 362e12, "tf32": 183e12},
+    "A10": {torch.bfloat16: 125e12, "tf32": 62.5e12},
+    "RTX 4090": {torch.bfloat16: 165e12, "tf32": 82.6e12},
+}
+"""Dense matrix products in FLOP/s, of NVIDIA's data sheets, by what a device's name contains; the first that fits."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,33 @@ def matrix_rate(dtype: torch.dtype, device: torch.device | str = "cpu", *, clock
 
     times = take_turns({"": work}, rounds=5, device=where)[""]
     return repeats * 2 * rows * 1024**2 / min(times.wall if clock == "wall" else times.cpu)
+
+
+def datasheet_rate(kind: torch.dtype | str, device: torch.device | str) -> float | None:
+    """Return what the data sheet of a GPU says of `kind` (bfloat16, "tf32"); None where it is not known here."""
+    where = torch.device(device)
+    if where.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(where)
+    return next((rates.get(kind) for part, rates in DATASHEET.items() if part in name), None)
+
+
+def counted_flops(work: Callable[[], object]) -> int:
+    """Return the operations of all matrix products and attention that some work did, padding included."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def peak_mib(work: Callable[[], object], device: torch.device | str) -> float | None:
+    """Return the most memory that a piece of work had on a GPU; None elsewhere."""
+    where = torch.device(device)
+    if where.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(where)
+    work()
+    _wait(where)
+    return round(torch.cuda.max_memory_allocated(where) / 2**20, 1)
 
 
 def bandwidth(device: torch.device | str = "cpu", *, clock: str = "wall") -> float:

@@ -1,7 +1,7 @@
 """The straightforward published way of training a crystal VAE, which the benchmarks compare with.
 
 A list of PyG `Data`, one per crystal, collated crystal by crystal into a `Batch`; dense batches padded to the largest
-crystal (`to_dense_batch`), through `torch.nn.TransformerEncoder` with a key-padding mask, all layers on padding too;
+crystal (`to_dense_batch`), through `torch.nn.TransformerEncoder` with a key-padding mask, heads on real atoms alone;
 float32, eager, plain AdamW. Features, layers, losses and parameter names are ours, so that weights and losses can be
 compared: `Reference.like(module)`.
 """
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pymatgen.core import Structure
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
-from torch_geometric.utils import to_dense_batch
+from torch_geometric.utils import scatter, to_dense_batch
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.vae_module import VAEModule
@@ -58,6 +58,11 @@ def _encoder(d_model: int, nhead: int, num_layers: int) -> nn.TransformerEncoder
     return nn.TransformerEncoder(layer, num_layers, norm=nn.LayerNorm(d_model), enable_nested_tensor=False)
 
 
+def _padded(transformer: nn.TransformerEncoder, tokens: Tensor, batch: Batch) -> Tensor:
+    dense, mask = to_dense_batch(tokens, batch.batch)  # (B, M, D), (B, M)
+    return transformer(dense, src_key_padding_mask=~mask)[mask]
+
+
 def _embedder(features: int, d_model: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(features, d_model, bias=False), nn.SiLU(), nn.Linear(d_model, d_model))
 
@@ -73,16 +78,15 @@ class ReferenceEncoder(nn.Module):
         self.frac_coords_embedder = _embedder(6 * num_frequencies, d_model)
         self.transformer = _encoder(d_model, nhead, num_layers)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return hidden vectors (B, M, D) and the mask of real atoms (B, M)."""
+    def forward(self, batch: Batch) -> Tensor:
+        """Return one hidden vector for each atom (N, D)."""
         phase = 2 * math.pi * batch.frac_coords[:, :, None] * torch.arange(1, self.num_frequencies + 1)
         phase = phase.to(batch.frac_coords).flatten(1)
         lengths, angles = scaled_parameters(batch)
         lattice = self.lattices_embedder(torch.cat((lengths, angles - math.pi / 2), dim=-1))
         hidden = self.atom_type_embedder(batch.atom_types) + lattice[batch.batch]
         hidden = hidden + self.frac_coords_embedder(torch.cat((phase.sin(), phase.cos()), dim=-1))
-        dense, mask = to_dense_batch(hidden, batch.batch)
-        return self.transformer(dense, src_key_padding_mask=~mask), mask
+        return _padded(self.transformer, hidden, batch)
 
 
 class ReferenceDecoder(nn.Module):
@@ -95,10 +99,10 @@ class ReferenceDecoder(nn.Module):
         self.frac_coords_head = nn.Linear(d_model, 6, bias=False)
         self.lattice_head = nn.Linear(d_model, 6, bias=False)
 
-    def forward(self, dense: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits (B, M, 100), vectors on the circle (B, M, 3, 2) and the lattice's parameters (B, 6)."""
-        hidden = self.transformer(dense, src_key_padding_mask=~mask)
-        mean = (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+    def forward(self, tokens: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits (N, 100), vectors on the circle (N, 3, 2) and the lattice's parameters (B, 6)."""
+        hidden = _padded(self.transformer, tokens, batch)
+        mean = scatter(hidden, batch.batch, dim=0, reduce="mean")
         vectors = self.frac_coords_head(hidden).unflatten(-1, (3, 2))
         return self.atom_types_head(hidden), vectors, self.lattice_head(mean)
 
@@ -137,22 +141,18 @@ class Reference(nn.Module):
         """
         shifts = torch.rand(batch.num_graphs, 3, device=batch.frac_coords.device) if shifts is None else shifts
         batch.frac_coords = (batch.frac_coords + shifts[batch.batch]) % 1.0
-        hidden, mask = self.encoder(batch)
-        mean, log_variance = self.quant_conv(hidden).chunk(2, dim=-1)
+        mean, log_variance = self.quant_conv(self.encoder(batch)).chunk(2, dim=-1)
         log_variance = log_variance.clamp(-30.0, 20.0)
-        if noise is None:
-            noise_grid = torch.randn_like(mean)
-        else:
-            noise_grid, _ = to_dense_batch(noise, batch.batch)
-        latents = mean + (0.5 * log_variance).exp() * noise_grid
-        logits, vectors, lattice = self.decoder(self.post_quant_conv(latents), mask)
+        noise = torch.randn_like(mean) if noise is None else noise
+        latents = mean + (0.5 * log_variance).exp() * noise
+        logits, vectors, lattice = self.decoder(self.post_quant_conv(latents), batch)
         phase = 2 * math.pi * batch.frac_coords
         points = torch.stack((phase.cos(), phase.sin()), dim=-1)
         lengths, angles = scaled_parameters(batch)
-        kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)[mask].sum(dim=-1).mean()
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=-1).mean()
         parts = {
-            "atom_types": F.cross_entropy(logits[mask], batch.atom_types),
-            "frac_coords": (vectors[mask] - points).square().sum(dim=-1).mean() / (2 * math.pi) ** 2,
+            "atom_types": F.cross_entropy(logits, batch.atom_types),
+            "frac_coords": (vectors - points).square().sum(dim=-1).mean() / (2 * math.pi) ** 2,
             "lengths": F.mse_loss(lattice[:, :3], lengths),
             "angles": F.mse_loss(lattice[:, 3:], angles),
         }

@@ -23,16 +23,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-import torch  # noqa: E402
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+import torch
 
-import src  # noqa: E402, F401  # the package of this checkout
-from crystalvae.data.batch import CrystalBatch  # noqa: E402
-from crystalvae.data.dataset import CrystalDataset  # noqa: E402
-from crystalvae.data.dataset_file import load_dataset, write_parts  # noqa: E402
-from crystalvae.data.loader import CrystalLoader  # noqa: E402
-from crystalvae.data.sources import PrototypeSource  # noqa: E402
-from crystalvae.evaluation.speed import describe_machine  # noqa: E402
+import src  # noqa: F401  # the package of this checkout
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.dataset import CrystalDataset
+from crystalvae.data.dataset_file import load_dataset, write_parts
+from crystalvae.data.loader import CrystalLoader
+from crystalvae.data.sources import PrototypeSource
+from crystalvae.evaluation.speed import describe_machine
 
 PART = 50_000
 COUNTS = [10_000, 100_000, 500_000, 2_000_000]
@@ -41,15 +42,7 @@ BATCH_SIZE = 256
 
 def main() -> None:
     """Measure each size in a process of its own, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="crystals")
-    parser.add_argument("--batches", type=int, default=400, help="random batches to take of each data set")
-    parser.add_argument("--limit-mib", type=int, help="memory that the process may have beside the file's pages")
-    parser.add_argument("--in-memory", action="store_true", help="copy the data set into memory, to compare")
-    parser.add_argument("--folder", help="where the data sets are written, several hundred bytes per crystal")
-    parser.add_argument("--json", help="a file for the results")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parsed()
     if options.measure:
         print(json.dumps(measure(options.measure, options)))
         return
@@ -63,11 +56,26 @@ def main() -> None:
         Path(options.json).write_text(text + "\n", encoding="utf-8")
 
 
-def grow_and_measure(count: int, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read a command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="crystals")
+    parser.add_argument("--batches", type=int, default=400, help="random batches to take of each data set")
+    parser.add_argument("--limit-mib", type=int, help="memory that the process may have beside the file's pages")
+    parser.add_argument("--in-memory", action="store_true", help="copy the data set into memory, to compare")
+    parser.add_argument("--folder", help="where the data sets are written, several hundred bytes per crystal")
+    parser.add_argument("--json", help="a file for the results")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def grow_and_measure(
+    count: int, folder: Path, options: argparse.Namespace, *, base: CrystalBatch | None = None
+) -> dict[str, float]:
     """Write a data set, measure how it is used in a fresh process, and delete it."""
     path = folder / f"{count}.safetensors"
     start = time.perf_counter()
-    write_parts(grow(count), path)
+    write_parts(grow(count, base=base), path)
     written = time.perf_counter() - start
     command = [sys.executable, __file__, "--measure", str(path), "--batches", str(options.batches)]
     command += ["--limit-mib", str(options.limit_mib)] if options.limit_mib else []
@@ -121,9 +129,12 @@ def memory() -> dict[str, int]:
     return {key: int(value.split()[0]) for key, _, value in (line.partition(":") for line in lines) if key[:3] == "Rss"}
 
 
-def grow(count: int, seed: int = 0) -> Iterator[CrystalDataset]:
-    """Yield parts of a synthetic data set: crystals of `prototypes` with elements replaced within their groups."""
-    base = PrototypeSource().load("train").crystals
+def grow(count: int, seed: int = 0, *, base: CrystalBatch | None = None) -> Iterator[CrystalDataset]:
+    """Yield parts of a synthetic data set: crystals of `base` with elements replaced within their groups.
+
+    None: those of `prototypes`.
+    """
+    base = PrototypeSource().load("train").crystals if base is None else base
     generator = torch.Generator().manual_seed(seed)
     choices, radii = group_members()
     for start in range(0, count, PART):

@@ -6,7 +6,8 @@
 A step is everything from the choice of 256 crystals to new weights: batch, augmentation, loss, gradient, clipping,
 AdamW. The two take turns, each with its own batches of the same crystals; the result is the median. The floor is the
 arithmetic of the step (three times the matrix products of the forward pass, for real atoms only) over the machine's
-measured rate. On CUDA the reference runs with TF32 off and on, and ours in both precisions, with larger batches too.
+measured rate. On CUDA the reference runs with TF32 off and on, and ours in both precisions, compiled, and with larger
+batches too; `mfu`, model FLOP utilisation, is that arithmetic over what the device's data sheet promises in the time.
 """
 
 from __future__ import annotations
@@ -19,18 +20,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-import torch  # noqa: E402
-from torch_geometric.loader import DataLoader  # noqa: E402
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+import torch
+from torch_geometric.loader import DataLoader
 
-import src  # noqa: E402, F401  # the package of this checkout
-from benchmarks.machine import matrix_rate, take_turns  # noqa: E402
-from benchmarks.reference import Reference, to_data_list  # noqa: E402
-from crystalvae.data.batch import CrystalBatch  # noqa: E402
-from crystalvae.data.loader import CrystalLoader  # noqa: E402
-from crystalvae.data.sources import MP20, PrototypeSource  # noqa: E402
-from crystalvae.evaluation.speed import describe_machine  # noqa: E402
-from crystalvae.vae_module import VAEModule  # noqa: E402
+import src  # noqa: F401  # the package of this checkout
+from benchmarks.machine import counted_flops, datasheet_rate, matrix_rate, peak_mib, take_turns
+from benchmarks.reference import Reference, to_data_list
+from crystalvae.commands.train import compile_layers
+from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.loader import CrystalLoader
+from crystalvae.data.sources import MP20, PrototypeSource, TableSource
+from crystalvae.evaluation.speed import describe_machine
+from crystalvae.vae_module import VAEModule
 
 Row = dict[str, object]
 LATENT_DIM = 8
@@ -62,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", nargs="+", default=["128x4", "512x8"], help="width x layers of encoder and decoder")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--rounds", type=int, help="timed steps; by default 12 for narrow models, 3 for wide ones")
-    parser.add_argument("--data", choices=["mp_20", "prototypes"], default="mp_20")
-    parser.add_argument("--data-dir", help="folder of MP-20's CSVs, else as the package finds them")
+    parser.add_argument("--data", choices=["mp_20", "prototypes", "table"], default="mp_20")
+    parser.add_argument("--data-dir", help="folder of the CSVs, for mp_20 else as the package finds them")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="threads of PyTorch, else its own choice")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: for a busy machine")
@@ -87,11 +90,13 @@ def load_crystals(options: argparse.Namespace) -> CrystalBatch:
 
     if options.data == "prototypes":
         return PrototypeSource().load("train").crystals
+    if options.data == "table":
+        return TableSource(name="table", data_dir=options.data_dir).load("train").crystals
     return MP20(data_dir=options.data_dir or os.environ.get("CRYSTALVAE_MP20_DIR")).load("train").crystals
 
 
-def make_module(d_model: int, layers: int) -> VAEModule:
-    """Return our VAE of that size: pre-norm transformers with d / 32 heads, 8 of them at most."""
+def make_module(d_model: int, layers: int, **options: Any) -> VAEModule:
+    """Return our VAE of that size: pre-norm transformers with d / 32 heads, 8 at most; `options` are its own."""
     size = {"d_model": d_model, "nhead": min(8, max(1, d_model // 32)), "num_layers": layers}
     torch.manual_seed(0)
     return VAEModule(
@@ -99,6 +104,7 @@ def make_module(d_model: int, layers: int) -> VAEModule:
         decoder={"_target_": "crystalvae.vae_module.decoders.transformer.TransformerDecoder", **size},
         latent_dim=LATENT_DIM,
         augmentation={"translate": True},
+        **options,
     )
 
 
@@ -110,15 +116,21 @@ def measure(crystals: CrystalBatch, d_model: int, layers: int, options: argparse
     warmup = 1 if device.type == "cpu" else 5
     times = take_turns(works, rounds=rounds, warmup=warmup, device=device)
     medians = {name: entry.median(options.clock) for name, entry in times.items()}
+    more = {}
+    for name, work in works.items():
+        more[name] = {"counted_gflop": round(counted_flops(work) / 1e9, 1), "peak_mib": peak_mib(work, device)}
     for batch_size in options.best_batch if device.type == "cuda" else []:
+        name = f"ours, bf16, batch {batch_size}"
         work = our_step(make_module(d_model, layers), crystals, batch_size, device, torch.bfloat16)
         time = take_turns({"": work}, rounds=rounds, warmup=warmup, device=device)[""].median(options.clock)
-        medians[f"ours, bf16, batch {batch_size}"] = time * options.batch_size / batch_size
+        medians[name] = time * options.batch_size / batch_size
+        more[name] = {"peak_mib": peak_mib(work, device)}
     if options.profile:
         for name in [name for name in works if name.startswith("ours")]:
             print_profile(f"{d_model} x ({layers} + {layers}), {name}", works[name])
     flops = step_flops(crystals, d_model, layers, options.batch_size)
-    return [describe(name, medians, flops, f"{d_model} x ({layers} + {layers})", options) for name in medians]
+    title = f"{d_model} x ({layers} + {layers})"
+    return [{**describe(name, medians, flops, title, options), **more.get(name, {})} for name in medians]
 
 
 def ways(
@@ -135,6 +147,7 @@ def ways(
         "reference, tf32": with_tf32(published, True),
         "ours, tf32": with_tf32(plain, True),
         "ours, bf16": half,
+        "ours, bf16, compiled": our_step(module, crystals, batch_size, device, torch.bfloat16, compiled=True),
     }
 
 
@@ -152,6 +165,9 @@ def describe(name: str, medians: dict[str, float], flops: float, size: str, opti
         "matrix_gflops": round(rate / 1e9, 1),
         "clock": options.clock,
     }
+    promised = datasheet_rate("tf32" if "tf32" in name else dtype, options.device)
+    if promised is not None:
+        row["mfu"] = round(flops / promised / seconds, 3)
     for base, other in medians.items():
         if base.startswith("reference") and not name.startswith("reference"):
             row["ratio" if base == "reference, float32" else "ratio_tf32"] = round(other / seconds, 2)
@@ -179,11 +195,19 @@ def reference_step(
 
 
 def our_step(
-    module: VAEModule, crystals: CrystalBatch, batch_size: int, device: torch.device, autocast: torch.dtype | None
+    module: VAEModule,
+    crystals: CrystalBatch,
+    batch_size: int,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    *,
+    compiled: bool = False,
 ) -> Callable[[], object]:
     """Return a function that does one step of ours, as `train_vae` does it, in float32 or with autocast."""
     model = VAEModule(**module.config).to(device)
     model.load_state_dict(module.state_dict())
+    if compiled:
+        compile_layers(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     loader = CrystalLoader(crystals.to(device), batch_size=batch_size, shuffle=True)
 

@@ -25,6 +25,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,10 @@ WEIGHTS = {
     "POSCAR": 1, "db": 1, "traj": 1, "json": 4, "zip": 3, "cache": 1,
     "ours": 4, "ours zip": 4, "ours value": 6, "published": 2, "published zip": 4,
     "resume value": 5, "resume zip": 1, "tune value": 2,
+    "input objects": 2, "input zip": 2, "input frames": 2, "input json.gz": 1, "input table": 1, "input cells": 2,
+    "input left-handed": 2,
 }  # fmt: skip
-"""How often each kind of file is drawn."""
+"""How often each kind of file is drawn; those of "input" are in `fuzz_inputs.py`."""
 
 
 class HangError(Exception):
@@ -143,7 +146,11 @@ def run_case(seed: int, number: int, originals: Path, folder: Path) -> str:
     """Damage one file and read it; return its kind and "loaded", "partly" or "refused", or raise what went wrong."""
     rng = random.Random(f"{seed}-{number}")
     kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
-    path, untouched = damaged_file(kind, rng, originals, folder)
+    from tests.fuzz_inputs import KINDS
+
+    further = kind.removeprefix("input ")
+    damage = partial(damaged_file, kind) if further == kind else KINDS[further]
+    path, untouched = damage(rng, originals, folder)
     precious = folder / "precious" / "deep"
     precious.mkdir(parents=True)
     (precious / "file").write_text("mine")
@@ -257,12 +264,20 @@ def load_crystals(path: Path, untouched: set[str]) -> str:
 
 
 def load_model(path: Path) -> str:
-    """Load a model; where that succeeds it must also run."""
+    """Load a model; where that succeeds it must also encode, decode, sample, embed and be saved."""
+    import torch
+
+    from crystalvae.data.batch import CrystalBatch
     from crystalvae.vae_module import VAEModule
     from tests.samples import random_crystals
 
     vae = VAEModule.load_from_checkpoint(path)
-    vae.reconstruct_crystals(random_crystals((2, 3)))
+    crystals = random_crystals((2, 3))
+    vae.reconstruct_crystals(crystals)
+    vae.embed(crystals)
+    template = crystals if not vae.atom_type_predict else CrystalBatch.empty([2, 3])
+    vae.sample_crystals(template, generator=torch.Generator().manual_seed(0))
+    vae.save_checkpoint(path.with_name("again.ckpt"))
     return "loaded"
 
 

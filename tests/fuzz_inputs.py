@@ -6,8 +6,10 @@ must come through, as `fuzz.damaged_file` does. `originals` is the folder that `
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import random
 import zipfile
@@ -99,6 +101,19 @@ def packed_json(rng: random.Random, originals: Path, folder: Path) -> Damaged:
     return path, set()
 
 
+def packed_table(rng: random.Random, originals: Path, folder: Path) -> Damaged:
+    """Pack a table of much of nothing: a bomb, a cell without an end, rows without number, or cut short."""
+    del originals
+    content = rng.choice(
+        (b" " * 2**29, b"a" * 2**29, b'"' + b"," * 2**28, b"x,\n" * 10**7, b'"a\n' * 10**6, b"\0" * 2**27, b"")
+    )
+    ending, pack = rng.choice((("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)))
+    data = pack(b"material_id,cif\n" + content) if ending == "gz" or len(content) < 10**7 else pack(content[: 10**7])
+    path = folder / f"table.csv.{ending}"
+    path.write_bytes(data if rng.random() < 0.8 else data[: rng.randrange(len(data))])
+    return path, set()
+
+
 def table_cells(rng: random.Random, originals: Path, folder: Path) -> Damaged:
     """Write tables whose cells are of other kinds: lists, mappings, bytes, texts among numbers."""
     cif = (originals / "3.cif").read_text()
@@ -139,6 +154,7 @@ KINDS: dict[str, Callable[[random.Random, Path, Path], Damaged]] = {
     "zip": zip_of_cifs,
     "frames": extxyz_frames,
     "json.gz": packed_json,
+    "table": packed_table,
     "cells": table_cells,
     "left-handed": left_handed,
 }

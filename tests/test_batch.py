@@ -271,3 +271,13 @@ def test_batches_are_immutable(crystals: CrystalBatch) -> None:
             setattr(crystals, field.name, None)
     with pytest.raises(dataclasses.FrozenInstanceError):
         del crystals.lattices
+
+
+def test_what_follows_from_atom_counts_alone_is_kept_with_them() -> None:
+    crystals = random_crystals((4, 1, 7))
+    derived = crystals.batch, crystals.ptr, crystals.token_idx
+    moved = crystals.replace(frac_coords=crystals.frac_coords / 2)
+    assert (moved.batch, moved.ptr, moved.token_idx) == derived
+    other = crystals.replace(num_atoms=torch.tensor([1, 7, 4]))
+    assert other.ptr.tolist() == [0, 1, 8, 12]
+    assert other.batch.tolist() == [0] + 7 * [1] + 4 * [2]

@@ -32,6 +32,8 @@ SWITCHES = [
     ("publish", "overwrite"),
     ("train_vae", "overwrite"),
     ("train_vae", "compile"),
+    ("train_prior", "compile"),
+    ("sample", "cuda_graphs"),
     ("evaluate", "cache"),
     ("evaluate", "report"),
     ("evaluate", "symmetry.write_cifs"),
@@ -96,6 +98,14 @@ def test_switches_are_true_or_false_and_nothing_else(name: str, key: str, value:
 def test_switches_are_read(name: str, key: str):
     for text, value in (("true", True), ("false", False), ("True", True), ("FALSE", False)):
         assert OmegaConf.select(checked(name, compose(name, f"{key}={text}")), key) is value
+
+
+@pytest.mark.parametrize("name", ["sample", "evaluate"])
+def test_a_switch_may_be_left_to_the_model(name: str):
+    assert checked(name, compose(name)).sampler.projection is None
+    assert checked(name, compose(name, "sampler.projection=true")).sampler.projection is True
+    with pytest.raises(ConfigError, match=r"sampler.projection: got .*; expected true or false, or null$"):
+        checked(name, compose(name, "sampler.projection=no"))
 
 
 @pytest.mark.parametrize(

@@ -441,7 +441,7 @@ def test_nothing_can_be_asked_of_an_unconditional_model():
         ({"names": ["a.b"]}, r"condition\.names: got 'a\.b'; expected the name"),
         ({"names": ["keys"]}, r"condition\.names: got 'keys'; expected the name"),
         ({"names": [3]}, r"condition\.names: got 3"),
-        ({"names": ["density"], "how": 1}, r"condition\.how: unknown; expected some of names, injection"),
+        ({"names": ["density"], "how": 1}, r"condition\.how: unknown; expected some of names, classes, injection"),
         ({"names": ["density"], "injection": "film"}, r"condition\.injection: got 'film'; .*'adaptive_norm', 'concat'"),
         ({"names": ["density"], "encoder": False, "decoder": False}, r"condition: got encoder=false and decoder=false"),
         ({"names": ["density"], "decoder": "yes"}, r"condition\.decoder: got 'yes'; expected one of True, False"),

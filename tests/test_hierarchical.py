@@ -259,6 +259,7 @@ def modules(count: int) -> list[nn.Module]:
         ({"reconstruction_loss": "l1"}, r"bottleneck.reconstruction_loss: got 'l1'; expected one of 'periodic', 'mse'"),
         ({"beta_schedule": 0.5}, r"bottleneck.beta_schedule: got 0.5; expected a function"),
         ({"hierarchical_kl": 1}, r"bottleneck.hierarchical_kl: got 1; expected true or false"),
+        ({"wiring": "up"}, r"bottleneck.wiring: got 'up'; expected one of 'direct', 'chained'"),
     ],
 )
 @pytest.mark.usefixtures("without_type_checks")
@@ -401,3 +402,65 @@ def test_the_depth_is_the_number_of_encoders_unless_said() -> None:
     assert HierarchicalConfig(modules(2), modules(2), 2).levels == 2
     with pytest.raises(ConfigError, match=r"decoders: got 3 modules with depth 2; expected 2"):
         HierarchicalConfig(modules(2), modules(3))
+
+
+# ---- chained encoders, sizes that the modules tell, elements as yes-or-no questions ----------------------------------
+
+
+class Recorded(nn.Module):
+    """A linear map that remembers what it was given and what it gave."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(inputs, outputs)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        self.given, self.output = given, self.layer(given)
+        return self.output
+
+
+@torch.no_grad()
+def test_a_chained_encoder_reads_the_one_below(crystals: CrystalBatch, features: torch.Tensor) -> None:
+    encoders = [Recorded(6, 8), Recorded(8, 6), Recorded(6, 4)]
+    made = LadderBottleneck(
+        latent_dim=4, crystal_dims=[3, 2], features=6, decoded=5, depth=3, encoders=encoders, wiring="chained",
+        decoders=[nn.Linear(9, 5), nn.Linear(8, 5), nn.Linear(2, 5)],
+    )  # fmt: skip
+    posterior = made.posterior(features, crystals)
+    first, second, third = (encoder.output for encoder in encoders)
+    mean = torch.stack([first[crystals.batch == k].mean(dim=0) for k in range(crystals.num_graphs)])
+    torch.testing.assert_close(encoders[1].given, mean)
+    torch.testing.assert_close(encoders[2].given, second)
+    expected = torch.cat((first[:, :4], second[crystals.batch, :3], third[crystals.batch, :2]), dim=1)
+    torch.testing.assert_close(posterior.mean, expected)
+    assert made.features(posterior.mode(), crystals).shape == (crystals.num_nodes, 5)
+
+
+def test_a_chained_hierarchy_learns_and_is_saved(crystals: CrystalBatch, tmp_path: Path) -> None:
+    target = f"{HierarchicalBottleneck.__module__}.HierarchicalBottleneck"
+    config = {"_target_": target, "depth": 3, "crystal_dim": 5, "width": 12, "wiring": "chained"}
+    module = VAEModule(**tiny_config(bottleneck=config)).eval()
+    module.losses(crystals, step=0, training=True)["loss"].backward()
+    bottleneck: Any = module.vae.bottleneck
+    assert all(entry.grad is not None for entry in bottleneck.encoders.parameters())
+    module.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = VAEModule.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    assert_same_crystals(loaded.reconstruct_crystals(crystals), module.reconstruct_crystals(crystals), atol=0.0)
+
+
+def test_the_modules_tell_the_sizes_and_bce_the_element_loss(crystals: CrystalBatch, tmp_path: Path) -> None:
+    tiny = tiny_config()
+    parts = {"encoder": tiny["encoder"], "decoder": tiny["decoder"]}
+    module = hierarchical_vae(described(reconstruction_loss="bce"), **parts)
+    bottleneck: Any = module.vae.bottleneck
+    assert (bottleneck.dims, bottleneck.input_dim, bottleneck.output_dim) == ((4, 3), 6, 5)
+    objective: Any = module.objective
+    assert (objective.element_loss, objective.coord_loss) == ("bce", "periodic")
+    module.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = VAEModule.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    first, second = (entry.losses(crystals, step=0, training=False)["loss"] for entry in (module.eval(), loaded))
+    torch.testing.assert_close(first, second)
+    with pytest.raises(ConfigError, match=r"objective\.element_loss: decided by the HierarchicalConfig"):
+        hierarchical_vae(described(reconstruction_loss="bce"), **parts, objective={"element_loss": "cross_entropy"})
+    with pytest.raises(ConfigError, match=r"latent_dim: a Flatten without linear layers does not tell it; say it"):
+        hierarchical_vae(described(encoders=[nn.Flatten(), nn.Flatten()]), **parts)

@@ -248,7 +248,7 @@ def test_the_transformer_equals_torchs_with_a_padding_mask(norm_first: bool, act
 
 def test_padding_and_flattening_undo_each_other(crystals: CrystalBatch) -> None:
     for batch in (crystals, random_crystals((3, 3))):
-        plan, tokens = PaddingPlan.of(batch, packed=False), torch.randn(batch.num_nodes, 5)
+        plan, tokens = PaddingPlan.laid_out(batch, packed=False), torch.randn(batch.num_nodes, 5)
         grid = plan.pad(tokens)
         assert grid.shape == (batch.num_graphs, int(batch.num_atoms.max()), 5)
         for i, size in enumerate(batch.num_atoms.tolist()):

@@ -108,3 +108,21 @@ def test_bfloat16_gives_the_same_to_its_precision() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = attend(qkv.bfloat16(), plan, heads=HEADS)
     torch.testing.assert_close(found.float(), attend(qkv, plan, heads=HEADS), atol=3e-2, rtol=3e-2)
+
+
+def test_batches_that_share_their_atom_counts_share_one_plan() -> None:
+    crystals = CrystalBatch.empty([4, 1, 7])
+    plan = PaddingPlan.of(crystals)
+    assert PaddingPlan.of(crystals.replace(frac_coords=crystals.frac_coords + 0.5)) is plan
+    assert PaddingPlan.of(CrystalBatch.empty([4, 1, 7])) is not plan
+    found = PaddingPlan.of(crystals.replace(num_atoms=torch.tensor([7, 4, 1])))
+    assert found.position.tolist() != plan.position.tolist()
+
+
+def test_a_plan_made_without_gradients_serves_with_them() -> None:
+    crystals, qkv = CrystalBatch.empty([4, 1, 7, 2]), torch.randn(14, 3 * 8)
+    with torch.inference_mode():
+        attend(qkv, PaddingPlan.of(crystals), heads=HEADS)
+    qkv.requires_grad_()
+    attend(qkv, PaddingPlan.of(crystals), heads=HEADS).sum().backward()
+    assert qkv.grad is not None

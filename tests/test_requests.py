@@ -68,8 +68,17 @@ def test_conditions_far_outside_training_are_warned_of_and_absurd_ones_refused(
         assert "standard deviations" not in caplog.text
         ask(30.0)
         assert "conditions.band_gap: 30 is 23 standard deviations from the mean of the training set" in caplog.text
-    with pytest.raises(ConfigError, match=r"conditions\.band_gap: got 1e\+30; expected about 2"):
+    with pytest.raises(ConfigError, match=r"conditions\.band_gap: got 1e\+30, which is too far .*: mean 2, "):
         ask(1e30)
+    module.statistics["conditions"] = {"band_gap": [0.0, 4.0]}
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        ask(4.0)
+        assert not caplog.text
+        ask(4.5)
+        assert "(in training: mean 2, standard deviation 1.21, range 0 to 4)" in caplog.text
+    with pytest.raises(ConfigError, match=r"got -5, which is negative; in training: .*range 0 to 4"):
+        ask(-5.0)
 
 
 def test_training_has_an_end() -> None:

@@ -114,6 +114,7 @@ def test_the_index_gives_systems_and_their_parts():
     assert index.inside(frozenset((NA, CL))) == [0, 1, 2, 3]
     assert index.inside(frozenset((NA,))) == [0, 1]
     assert index.inside(frozenset((AG, AU))) == []
+    assert index.inside(frozenset((NA, CL, FE))) == [0, 1, 2, 3, 4]  # likewise, and one system lies outside
     assert index.inside(frozenset(range(1, 60))) == list(range(6))  # more parts than there are systems
 
 

@@ -66,6 +66,12 @@ def test_masks_are_those_worked_out_by_hand():
     assert found.undecided == {}
 
 
+def test_the_training_set_is_searched_to_its_end():
+    train = TrainIndex(CrystalBatch.cat([caesium_chloride(), rock_salt(6.1)]))
+    found = valid_unique_novel(CrystalBatch.cat([rock_salt(), caesium_chloride()]), train, runner=HERE)
+    assert found.train_match.tolist() == [1, 0]
+
+
 def test_vun_is_the_same_whether_invalid_crystals_are_compared_or_not():
     train = TrainIndex(rock_salt())
     # An invalid crystal that equals a later valid one must not stand for the group.

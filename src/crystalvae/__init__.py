@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crystalvae.commands.in_python import embed, evaluate, reconstruct, sample
+    from crystalvae.commands.in_python import build_decoder, build_encoder, embed, evaluate, reconstruct, sample
     from crystalvae.data.batch import CrystalBatch
     from crystalvae.data.readers import read_crystals
     from crystalvae.prior_module.latent_prior import LatentPrior
@@ -23,6 +23,8 @@ _HOMES = {
     "DiagonalGaussianDistribution": "vae_module.distribution",
     "LatentPrior": "prior_module.latent_prior",
     "VAEModule": "vae_module.vae_module",
+    "build_decoder": "commands.in_python",
+    "build_encoder": "commands.in_python",
     "embed": "commands.in_python",
     "evaluate": "commands.in_python",
     "read_crystals": "data.readers",
@@ -37,6 +39,8 @@ __all__ = [
     "LatentPrior",
     "VAEModule",
     "__version__",
+    "build_decoder",
+    "build_encoder",
     "embed",
     "evaluate",
     "read_crystals",

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -17,9 +17,10 @@ from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.cif import MAX_SITES
 from crystalvae.data.composition import parse_composition
 from crystalvae.errors import ConfigError
-from crystalvae.vae_module.atom_counts import draw_atom_counts, seen_atom_counts
+from crystalvae.prior_module.latent_diffusion import JointConditions
+from crystalvae.vae_module.atom_counts import seen_atom_counts
 from crystalvae.vae_module.conditions.embedder import ConditionEmbedder
-from crystalvae.vae_module.conditions.values import CLASSES, ELEMENTS
+from crystalvae.vae_module.conditions.values import ELEMENTS
 from crystalvae.vae_module.draw_crystals import Spread, one_by_one
 from crystalvae.vae_module.latent_source import DrawOptions, LearnedPrior
 from crystalvae.vae_module.vae_module import VAEModule
@@ -30,6 +31,8 @@ FAR = 6.0
 """Standard deviations of the training set beyond which a condition is warned of."""
 ABSURD = 1000.0
 """Standard deviations beyond which it is refused: the model's numbers would overflow."""
+NEVER_NEGATIVE = ("density", "band_gap")
+"""Conditions of which a negative number is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +121,7 @@ def _atoms(module: VAEModule, request: SampleRequest, generator: torch.Generator
     if not proposes_elements(module):
         raise ConfigError("this checkpoint predicts structures for given elements: say which, composition=LiFePO4")
     if request.num_atoms is None:
-        needed = module.elements_needed(request)
-        counts = draw_atom_counts(module.statistics, request.number, generator=generator, elements=needed)
-        return CrystalBatch.empty(counts)
+        return CrystalBatch.empty(module.draw_sizes(request.number, request, generator))
     given = request.num_atoms
     sizes = [given] * request.number if isinstance(given, int) else list(given)
     _warn_unseen(set(sizes), seen_atom_counts(module.statistics))
@@ -154,25 +155,42 @@ def _check_size(key: str, atoms: int) -> None:
 def _check_near(module: VAEModule, template: CrystalBatch) -> None:
     """Warn of conditions that are far from all that the model saw in training; `ConfigError` for absurd ones."""
     told: set[str] = set()  # an encoder and a decoder may be told the same
-    for embedder in (part for part in module.modules() if isinstance(part, ConditionEmbedder)):
+    for embedder in (part for part in module.modules() if isinstance(part, (ConditionEmbedder, JointConditions))):
         for index, name in enumerate(embedder.names):
             values = template.conditions.get(name)
-            if values is None or name in CLASSES or name in ELEMENTS or name in told:
+            if values is None or name in embedder.classes or name in ELEMENTS or name in told:
                 continue
             told.add(name)
             mean, std = float(embedder.mean[index]), float(embedder.std[index])
+            seen = seen_range(module.statistics, name)
+            training = f"mean {mean:.3g}, standard deviation {std:.3g}"
+            training += f", range {seen[0]:.3g} to {seen[1]:.3g}" if seen else ""
             far = ((values - mean).abs() / std).nan_to_num(0.0)
+            if name in NEVER_NEGATIVE and bool((values < 0).any()):
+                negative = float(values[values < 0][0])
+                raise ConfigError(f"conditions.{name}: got {negative:g}, which is negative; in training: {training}")
             if float(far.max()) > ABSURD:
                 raise ConfigError(
-                    f"conditions.{name}: got {float(values[far.argmax()]):g}; expected about {mean:.3g}, the mean of "
-                    f"the training set (standard deviation {std:.3g})"
+                    f"conditions.{name}: got {float(values[far.argmax()]):g}, which is too far from all that the model "
+                    f"knows; in training: {training}"
                 )
-            if float(far.max()) > FAR:
+            odd = (values < seen[0]) | (values > seen[1]) if seen else far > FAR
+            if bool(odd.any()):
+                far = far.masked_fill(~odd, 0.0)
                 log.warning(
-                    "conditions.%s: %g is %.0f standard deviations from the mean of the training set (%.3g, standard "
-                    "deviation %.3g): the model saw nothing like it, and what it makes of it means nothing",
-                    name, float(values[far.argmax()]), float(far.max()), mean, std,
+                    "conditions.%s: %g is %.0f standard deviations from the mean of the training set: the model saw "
+                    "nothing like it, and what it makes of it means nothing (in training: %s)",
+                    name, float(values[far.argmax()]), float(far.max()), training,
                 )  # fmt: skip
+
+
+def seen_range(statistics: Mapping[str, Any], name: str) -> tuple[float, float] | None:
+    """Return the least and the largest value of a condition in training; None where a checkpoint does not say."""
+    ranges = statistics.get("conditions")
+    match ranges.get(name) if isinstance(ranges, Mapping) else None:
+        case [int() | float() as lowest, int() | float() as highest]:
+            return float(lowest), float(highest)
+    return None
 
 
 def _warn_unseen(sizes: set[int], seen: dict[int, int]) -> None:

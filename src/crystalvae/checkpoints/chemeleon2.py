@@ -1,4 +1,4 @@
-"""Published Chemeleon2 VAE checkpoints: read without executing anything, and turned into ours.
+"""Published Chemeleon2 checkpoints: read without executing anything, and turned into ours.
 
 Those files pickle live objects beside the weights. The reader below follows the pickle's instructions with a restricted
 `find_class`: tensors and plain containers are rebuilt by our own functions, the classes such a file is known to hold
@@ -40,6 +40,8 @@ _CONTAINERS: dict[tuple[str, str], type] = {
     ("collections", "OrderedDict"): OrderedDict,
 }
 MAX_ENTRY_BYTES = 8 * 2**30
+HEADS = 8
+"""Attention heads of the published VAE: no shape tells them."""
 
 
 class Inert:
@@ -140,7 +142,7 @@ def read_inert(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             if len(pickles) != 1:
-                _refuse(path, f"expected one data.pkl, found {len(pickles)}")
+                refuse(path, f"expected one data.pkl, found {len(pickles)}")
             content = _Reader(path, archive, pickles[0].removesuffix("/data.pkl")).load()
     except CheckpointError:
         raise
@@ -153,58 +155,57 @@ def read_inert(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Published:
-    """A published VAE by our names: weights, the config that builds it, and what is known of its training set."""
+    """A published model by our names: weights, the config that builds it, and what is known of its training set."""
 
     weights: dict[str, Tensor]
     config: dict[str, Any]
     statistics: dict[str, Any]
+    kind: str = "vae"
 
 
-def convert(path: Path) -> Published:
-    """Read a published checkpoint: weights renamed, the config read off its objects and shapes."""
-    content = read_inert(path)
-    weights, settings = content.get("state_dict"), content.get("hyper_parameters")
-    if not isinstance(weights, dict) or not isinstance(settings, dict):
-        _refuse(path, "expected state_dict and hyper_parameters")
-    if not {"quant_conv.weight", "post_quant_conv.weight"} <= set(weights):
-        _refuse(path, "the weights have no quant_conv and post_quant_conv")
-    try:
-        config = _config(path, weights, settings)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, RuntimeError) as error:
-        _refuse(path, f"{type(error).__name__}: {error}")
+def convert_vae(path: Path, content: Mapping[str, Any]) -> Published:
+    """Turn a published VAE into ours: weights renamed, the config read off its objects and shapes."""
     return Published(
-        weights=_vae_weights(path, weights),
-        config=config,
+        weights=vae_weights(path, content["state_dict"]),
+        config=config_of_vae(path, content["state_dict"], content["hyper_parameters"]),
         statistics={"dataset": f"unknown (converted from {path.name})"},
     )
 
 
-def _vae_weights(path: Path, weights: Mapping[Any, Any]) -> dict[str, Tensor]:
+def vae_weights(path: Path, weights: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Return the weights under our names; `CheckpointError` for what is no named tensor."""
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            _refuse(path, f"{str(name)[:80]} is a {type(value).__name__}, expected named tensors")
+            refuse(path, f"{str(name)[:80]} is a {type(value).__name__}, expected named tensors")
     return {f"vae.{name}": value.clone() for name, value in weights.items()}
 
 
-def _refuse(path: Path, reason: str) -> NoReturn:
-    raise CheckpointError(f"{path}: neither a crystalvae checkpoint nor a published Chemeleon2 VAE ({reason})")
+def refuse(path: Path, reason: str) -> NoReturn:
+    """Say why a file cannot be read as a published model."""
+    raise CheckpointError(f"{path}: neither a crystalvae checkpoint nor a published Chemeleon2 model ({reason})")
 
 
-def _config(path: Path, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+def config_of_vae(path: Path, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a published VAE: widths from the shapes, the rest from its objects among `settings`.
+
+    Without them it is the published one: 8 heads.
+    """
+    if not {"quant_conv.weight", "post_quant_conv.weight"} <= set(weights):
+        refuse(path, "the weights have no quant_conv and post_quant_conv")
     predicts = "decoder.atom_types_head.weight" in weights
     optimizer = settings.get("optimizer")
     keywords = optimizer.state[2] if isinstance(optimizer, Inert) and isinstance(optimizer.state, tuple) else {}
     return {
         "encoder": {
             "_target_": "crystalvae.vae_module.encoders.transformer.TransformerEncoder",
-            **_transformer(path, "encoder", weights, settings["encoder"]),
+            **_transformer(path, "encoder", weights, settings.get("encoder")),
             "coord_features": "linear",
             "lattice_features": "matrix",
             "max_num_elements": weights["encoder.atom_type_embedder.weight"].shape[0],
         },
         "decoder": {
             "_target_": "crystalvae.vae_module.decoders.transformer.TransformerDecoder",
-            **_transformer(path, "decoder", weights, settings["decoder"]),
+            **_transformer(path, "decoder", weights, settings.get("decoder")),
             "coord_output": "raw",
             "atom_type_input": False,
             "max_num_elements": weights["decoder.atom_types_head.weight"].shape[0] if predicts else 100,
@@ -225,21 +226,26 @@ def _config(path: Path, weights: Mapping[str, Tensor], settings: Mapping[str, An
     }
 
 
-def _transformer(path: Path, part: str, weights: Mapping[str, Tensor], module: Inert) -> dict[str, Any]:
+def _transformer(path: Path, part: str, weights: Mapping[str, Tensor], module: Inert | None) -> dict[str, Any]:
     layers = {name.split(".")[3] for name in weights if name.startswith(f"{part}.transformer.layers.")}
-    first = module.state["_modules"]["transformer"].state["_modules"]["layers"].state["_modules"]["0"]
-    norm_first = bool(first.state["norm_first"])
-    if norm_first != (f"{part}.transformer.norm.weight" in weights):
-        _refuse(path, f"{part}: pre-norm layers with a final norm, or post-norm layers without, are what is known")
+    final_norm = f"{part}.transformer.norm.weight" in weights
     hidden, d_model = weights[f"{part}.transformer.layers.0.linear1.weight"].shape
+    known = {"nhead": HEADS, "dropout": 0.0, "norm_first": final_norm, "activation": "gelu"}
+    if module is not None:
+        first = module.state["_modules"]["transformer"].state["_modules"]["layers"].state["_modules"]["0"]
+        known = {
+            "nhead": int(first.state["_modules"]["self_attn"].state["num_heads"]),
+            "dropout": float(first.state["_modules"]["dropout"].state["p"]),
+            "norm_first": bool(first.state["norm_first"]),
+            "activation": _activation(first),
+        }
+    if known["norm_first"] != final_norm:
+        refuse(path, f"{part}: pre-norm layers with a final norm, or post-norm layers without, are what is known")
     return {
+        **known,
         "d_model": d_model,
-        "nhead": int(first.state["_modules"]["self_attn"].state["num_heads"]),
         "num_layers": len(layers),
         "dim_feedforward": hidden,
-        "dropout": float(first.state["_modules"]["dropout"].state["p"]),
-        "norm_first": norm_first,
-        "activation": _activation(first),
         "positions": "sinusoidal",
     }
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crystalvae.checkpoints import chemeleon2, limits
+from crystalvae.checkpoints import limits, published
 from crystalvae.checkpoints.trusted import check_targets, names_foreign_parts
 from crystalvae.checkpoints.upgrades import FORMAT_VERSION, KEY, upgraded
 from crystalvae.errors import CheckpointError, ConfigError
@@ -52,9 +52,10 @@ def metadata(kind: str, config: Mapping[str, Any], statistics: Mapping[str, Any]
     }
 
 
-def read(path: Path, *, plain_data_only: bool) -> dict[str, Any]:
+def read(path: Path, *, plain_data_only: bool, vae: Path | None = None) -> dict[str, Any]:
     """Read a checkpoint without executing anything from it, converting the published format unless `plain_data_only`.
 
+    `vae` is the published VAE checkpoint that has the settings of the VAE inside a published latent diffusion.
     Raises `CheckpointError` for a file that is missing, damaged, or neither of the two formats.
     """
     if not path.is_file():
@@ -71,9 +72,9 @@ def read(path: Path, *, plain_data_only: bool) -> dict[str, Any]:
                 "checkpoint loads with weights_only=False, through a reader that executes nothing"
             )
             raise CheckpointError(message) from error
-        found = chemeleon2.convert(path)
+        found = published.convert(path, vae=vae)
         limits.check_content(path, [found.weights, found.config])
-        return {"state_dict": found.weights, KEY: metadata("vae", found.config, found.statistics)}
+        return {"state_dict": found.weights, KEY: metadata(found.kind, found.config, found.statistics)}
     except Exception as error:
         raise CheckpointError(f"{path}: damaged checkpoint ({' '.join(str(error).split())[:200]})") from error
     limits.check_content(path, content)

@@ -19,7 +19,7 @@ from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.composition import parse_composition
 from crystalvae.data.writers import FORMATS, check_output_dir, write_crystals
 from crystalvae.errors import ConfigError
-from crystalvae.evaluation.validity.structure import describe
+from crystalvae.evaluation.validity.contacts import sample_facts
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def sample_by_analogy(config: DictConfig) -> str:
     outcomes = None
     if relaxer is not None:
         crystals, outcomes = relaxer(crystals)
-    facts = describe(crystals)
+    facts = sample_facts(crystals)
     table = facts.assign(**_columns(found))
     if outcomes is not None:
         table = table.join(outcomes)
@@ -111,6 +111,7 @@ def _refuse_options(config: DictConfig) -> None:
         "num_atoms": config.num_atoms is not None,
         "chemical_system": config.chemical_system is not None,
         "chemical_system_subsets": bool(config.chemical_system_subsets),
+        "cuda_graphs": bool(config.cuda_graphs),
         **{f"conditions.{name}": value is not None for name, value in conditions.items()},
         **{f"sampler.{name}": value is not None for name, value in sampler.items()},
     }

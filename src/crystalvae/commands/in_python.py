@@ -1,17 +1,20 @@
-"""What a notebook wants in one line: `crystalvae.sample`, `reconstruct`, `embed` and `evaluate`."""
+"""What a notebook wants in one line: `crystalvae.sample`, `reconstruct`, `embed`, `evaluate`, and parts by name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from omegaconf import OmegaConf
+from torch import Tensor, nn
 
+from crystalvae.build import build, to_plain
 from crystalvae.checkpoints import bundled
+from crystalvae.commands.config_files import config_dir
 from crystalvae.commands.device import choose_device
 from crystalvae.commands.inputs import data_module, reconstruct_all
 from crystalvae.commands.relaxing import Relaxer, potential_named
@@ -179,3 +182,32 @@ def _relaxer(name: str, n_jobs: int) -> Relaxer:
 
 def _runner(n_jobs: int) -> Runner:
     return Runner(n_jobs=n_jobs, cache=ResultCache(cache_root(None) / "evaluation"))
+
+
+def build_encoder(name: str, **options: Any) -> nn.Module:
+    """Build an encoder of `configs/vae_module/encoder`: `crystalvae.build_encoder("cgcnn", d_model=64)`.
+
+    Options are the keys of its YAML file, whose values they replace. Raises `ConfigError` for an unknown name or
+    option, listing those there are.
+    """
+    return _build_part("encoder", name, options)
+
+
+def build_decoder(name: str, **options: Any) -> nn.Module:
+    """Build a decoder of `configs/vae_module/decoder`, as `build_encoder`; `atom_type_predict` is an option, too."""
+    return _build_part("decoder", name, {"atom_type_predict": True, **options})
+
+
+def _build_part(part: str, name: str, options: Mapping[str, Any]) -> nn.Module:
+    folder = config_dir() / "vae_module" / part
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in names:
+        raise ConfigError(f"build_{part}: got {name!r}; expected one of {', '.join(names)}")
+    config = cast("dict[str, Any]", to_plain(OmegaConf.load(folder / f"{name}.yaml")))
+    for base in config.pop("defaults", []):
+        if base != "_self_":
+            config = {**cast("dict[str, Any]", to_plain(OmegaConf.load(folder / f"{base}.yaml"))), **config}
+    known = sorted({*config, *(["atom_type_predict"] if part == "decoder" else []), "d_condition"} - {"_target_"})
+    if unknown := [option for option in options if option not in known]:
+        raise ConfigError(f"build_{part}({name!r}): unknown {', '.join(unknown)}; expected some of {', '.join(known)}")
+    return build(part, {**config, **options})

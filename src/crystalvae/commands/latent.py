@@ -23,7 +23,7 @@ from crystalvae.data.readers import read_crystals
 from crystalvae.data.sources import SPLITS, cache_root
 from crystalvae.data.writers import FORMATS
 from crystalvae.errors import ConfigError
-from crystalvae.evaluation.validity.structure import describe
+from crystalvae.evaluation.validity.contacts import sample_facts
 from crystalvae.output_dir import check_output_dir
 from crystalvae.predictor_module.predictor import LatentPredictor
 from crystalvae.vae_module.latent_space.index import EmbeddingIndex
@@ -106,7 +106,7 @@ def latent(config: DictConfig) -> str:
     formats = None if config.formats is None else checks.check_choices("formats", config.formats, FORMATS)
     check_output_dir(request.output_dir, overwrite=config.overwrite)
     outcome = OPERATIONS[config.operation](request)
-    facts = describe(outcome.crystals)
+    facts = sample_facts(outcome.crystals)
     write_series(
         outcome.crystals,
         request.output_dir,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import AbstractContextManager, nullcontext
 
 from omegaconf import DictConfig
 
@@ -16,7 +17,10 @@ from crystalvae.commands.ranks import Ranks, joined_processes
 from crystalvae.commands.relaxing import Relaxer
 from crystalvae.commands.sampling import described, sample_all, sample_request
 from crystalvae.data.writers import FORMATS, write_crystals
-from crystalvae.evaluation.validity.structure import describe
+from crystalvae.errors import ConfigError
+from crystalvae.evaluation.validity.contacts import sample_facts
+from crystalvae.prior_module.latent_flow import LatentFlow
+from crystalvae.prior_module.replay import replayed
 from crystalvae.vae_module.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
@@ -39,6 +43,7 @@ def _sample(config: DictConfig, ranks: Ranks) -> str:
     count = checks.check_count("num_samples", config.num_samples)
     request = sample_request(config, count)
     formats = checks.check_choices("formats", config.formats, FORMATS)
+    cif_symmetry = checks.check_switch("cif_symmetry", config.cif_symmetry)
     output_dir = checks.check_path("output_dir", config.output_dir)
     ckpt_path = checks.check_path("ckpt_path", config.ckpt_path)
     check_output_dir(output_dir, overwrite=config.overwrite)
@@ -46,14 +51,15 @@ def _sample(config: DictConfig, ranks: Ranks) -> str:
     device = choose_device(config.device, local_rank=ranks.local_rank)
     module = VAEModule.load_from_checkpoint(bundled.find(ckpt_path), map_location=device)
     started = time.perf_counter()
-    crystals = sample_all(module, request, ranks=ranks)
+    with _graphs(module) if config.cuda_graphs else nullcontext():
+        crystals = sample_all(module, request, ranks=ranks)
     seconds = time.perf_counter() - started
     if not ranks.main:
         return ""
     outcomes = None
     if relaxer is not None:
         crystals, outcomes = relaxer(crystals)
-    facts = describe(crystals)
+    facts = sample_facts(crystals)
     latents = module.source.own_prior
     info = {
         "ckpt_path": str(config.ckpt_path),
@@ -71,7 +77,10 @@ def _sample(config: DictConfig, ranks: Ranks) -> str:
         "versions": package_versions(),
     }
     table = facts if outcomes is None else facts.join(outcomes)
-    write_crystals(crystals, output_dir, table=table, formats=formats, overwrite=config.overwrite, info=info)
+    write_crystals(
+        crystals, output_dir, table=table, formats=formats, overwrite=config.overwrite, info=info,
+        cif_symmetry=cif_symmetry,
+    )  # fmt: skip
     valid = sum(facts["valid"].tolist())
     relaxed = ""
     if outcomes is not None:
@@ -83,3 +92,12 @@ def _sample(config: DictConfig, ranks: Ranks) -> str:
         f"{valid} ({valid / count:.1%}) structurally valid (every distance at least 0.5 Å, volume at least 0.1 Å^3); "
         f"sampled from {latents} in {seconds:.1f} s on {device}{relaxed}{unlearned}"
     )
+
+
+def _graphs(module: VAEModule) -> AbstractContextManager[None]:
+    """Return the context in which the prior's network is replayed; `ConfigError` where there is none."""
+    if not isinstance(module.prior, LatentFlow):
+        raise ConfigError(
+            "cuda_graphs: got true, but this model holds no learned prior whose network could be replayed"
+        )
+    return replayed(module.prior.denoiser)

@@ -31,6 +31,8 @@ def sample_request(config: DictConfig, number: int) -> SampleRequest:
         conditions=_mapping("conditions", config.conditions),
         chemical_system=to_plain(config.chemical_system),
         chemical_system_subsets=checks.check_switch("chemical_system_subsets", config.chemical_system_subsets),
+        space_group=config.space_group,
+        crystal_system=config.crystal_system,
         sampler=_mapping("sampler", config.sampler),
         batch_size=checks.check_count("batch_size", config.batch_size),
         seed=checks.check_seed("seed", config.seed),
@@ -44,6 +46,8 @@ def described(request: SampleRequest, module: VAEModule) -> dict[str, object]:
         "sampler": dict(request.sampler or {}),
         "chemical_system": list(request.elements or ()),
         "chemical_system_subsets": request.chemical_system_subsets,
+        "space_group": request.space_group,
+        "crystal_system": request.crystal_system,
     }
     temperature = {"temperature": request.temperature} if module.prior is None else {}
     return {**temperature, **{name: value for name, value in asked.items() if value}}

@@ -61,6 +61,7 @@ class TrainPrior(Training):
     prior_module: dict[str, Any]
     vae_ckpt_path: str = path()
     ckpt_path: str | None = path()
+    compile: bool
 
 
 @dataclass(kw_only=True)
@@ -87,8 +88,13 @@ class Sampler:
     steps: int | None
     stochasticity: Number | None
     time_shift: Number | None
+    method: str | None
+    eta: Number | None
     guidance_scale: Number | None
     composition_temperature: Number | None
+    projection: bool | None
+    analogues: str | None
+    trust: Number | None
 
 
 @dataclass(kw_only=True)
@@ -111,6 +117,8 @@ class Sampling(Config):
     temperature: Number = at_least(0)
     chemical_system: Any  # a text, or a list of elements
     chemical_system_subsets: bool
+    space_group: int | None = at_least(1, most=230)
+    crystal_system: str | None
     conditions: dict[str, Any] | None
     sampler: Sampler | None
     n_jobs: int = processes()
@@ -131,8 +139,10 @@ class Sample(Sampling):
     relax: bool
     relaxation: Relaxation
     formats: Any  # one, or a list
+    cif_symmetry: bool
     output_dir: str = path()
     overwrite: bool
+    cuda_graphs: bool
 
 
 @dataclass(kw_only=True)
@@ -309,6 +319,17 @@ class Cluster(OfCrystals):
 
 
 @dataclass(kw_only=True)
+class Convert(Config):
+    """`convert.yaml`."""
+
+    ckpt_path: str = path()
+    vae_ckpt_path: str | None = path()
+    dataset: str | None
+    output: str = path()
+    overwrite: bool
+
+
+@dataclass(kw_only=True)
 class Publish(Config):
     """`publish.yaml`."""
 
@@ -375,6 +396,61 @@ class RunTrajectory(Config):
     overwrite: bool
 
 
+@dataclass(kw_only=True)
+class MotifFit:
+    """How motifs are found."""
+
+    number: Any  # one, or a list to choose from
+    method: str
+    covariance: str
+    criterion: str
+    restarts: int = at_least(1)
+    iterations: int = at_least(1)
+    communities: int | None = at_least(1)
+
+
+@dataclass(kw_only=True)
+class MotifGeneration:
+    """What is generated beside the motifs."""
+
+    samples: int = at_least(0)
+    components: int = at_least(1)
+    clips: int = at_least(1)
+    forecast: int = at_least(1)
+
+
+@dataclass(kw_only=True)
+class MotifReport:
+    """What the report shows."""
+
+    map: str
+    properties: list[str] | None
+    gif: bool
+    mp4: bool
+
+
+@dataclass(kw_only=True)
+class Motifs(Config):
+    """`motifs.yaml`."""
+
+    data: dict[str, Any]
+    sequence_module: dict[str, Any]
+    trainer: dict[str, Any]
+    callbacks: dict[str, Any] | None
+    logger: dict[str, Any] | None
+    name: str
+    seed: int = at_least(0, most=2**32 - 1)
+    output_dir: str = path()
+    overwrite: bool
+    from_step: str | None
+    ckpt_path: str | None = path()
+    motifs: MotifFit
+    label: str | None
+    groups: dict[str, Any] | None
+    generation: MotifGeneration
+    report: MotifReport
+
+
 SCHEMAS: dict[str, type[Config]] = {
     "train_vae": TrainVAE,
     "train_prior": TrainPrior,
@@ -383,9 +459,11 @@ SCHEMAS: dict[str, type[Config]] = {
     "evaluate": Evaluate,
     "latent": Latent,
     "cluster": Cluster,
+    "convert": Convert,
     "publish": Publish,
     "doctor": Doctor,
     "trajectory": RunTrajectory,
     "train_sequence": TrainSequence,
+    "motifs": Motifs,
 }
 """Schema of each command, by the name of its YAML file."""

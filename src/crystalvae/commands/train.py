@@ -22,10 +22,12 @@ from crystalvae.checkpoints import format as checkpoints
 from crystalvae.checks import check_count
 from crystalvae.commands.checked_config import with_values
 from crystalvae.commands.cli import is_main_process
+from crystalvae.commands.out_of_memory import memory_is_full
 from crystalvae.commands.precision import choose_precision
 from crystalvae.commands.run_checkpoints import CheckedResume, RunCheckpoints
 from crystalvae.commands.run_folder import RunFolder, check_same_model
 from crystalvae.errors import CheckpointError, ConfigError, CrystalVAEError, OutputError, TrainingError
+from crystalvae.prior_module.denoiser import ModulatedLayer
 from crystalvae.vae_module.layers.transformer import TransformerLayer
 from crystalvae.vae_module.vae_module import VAEModule
 
@@ -131,15 +133,18 @@ def fit(
     """Train, with checkpoints as `RunCheckpoints` reads and writes them.
 
     Failures that are no mistake of ours end as one of our errors: `CheckpointError` for a damaged state of training,
-    `TrainingError` for training that diverged, `OutputError` for a full disk.
+    `TrainingError` for training that diverged or a device whose memory is full, `OutputError` for a full disk.
     """
     files = RunCheckpoints(trainer.callbacks)  # type: ignore[attr-defined]
     trainer.strategy.checkpoint_io = files
     resume = CheckedResume(files)
     trainer.callbacks.append(resume)  # type: ignore[attr-defined]
+    full = False
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resumed_from, weights_only=True)
         _check_not_diverged(trainer)
+    except torch.OutOfMemoryError:
+        full = True  # answered below, when the error no longer keeps the step's tensors alive
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     except CrystalVAEError:
@@ -152,6 +157,8 @@ def fit(
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise CheckpointError(f"resume_from={resumed_from}: its state of training is damaged ({reason})") from error
+    if full:
+        raise memory_is_full(trainer, module, datamodule)
 
 
 def _check_not_diverged(trainer: L.Trainer) -> None:
@@ -166,8 +173,8 @@ def _check_not_diverged(trainer: L.Trainer) -> None:
 
 
 def compile_layers(module: L.LightningModule, *, backend: str = "inductor") -> None:
-    """Compile each transformer layer, for any number of atoms; weights keep their names."""
-    layers = [layer for layer in module.modules() if isinstance(layer, TransformerLayer)]
+    """Compile each transformer layer, a flow's included, for any number of atoms; weights keep their names."""
+    layers = [layer for layer in module.modules() if isinstance(layer, (TransformerLayer, ModulatedLayer))]
     if not layers:
         raise ConfigError("compile: got true, but this model has no transformer layers to compile; set compile=false")
     for layer in layers:

@@ -24,6 +24,8 @@ MAX_ATOMIC_NUMBER = 99
 """Elements are classes 0..99, the atomic number; class 0 means masked or unknown."""
 _PER_CRYSTAL = ("properties", "conditions")
 """Fields that map names to tensors with one row per crystal."""
+_OF_COUNTS = ("batch", "ptr", "token_idx")
+"""What is derived from `num_atoms` alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +230,10 @@ class CrystalBatch:
             raise ValueError(
                 f"CrystalBatch.replace: unknown fields {sorted(unknown)}; expected some of {sorted(current)}"
             )
-        return CrystalBatch(**{**current, **changes})
+        made = CrystalBatch(**{**current, **changes})
+        if made.num_atoms is self.num_atoms:  # what was derived from it stays as it is
+            vars(made).update({name: vars(self)[name] for name in _OF_COUNTS if name in vars(self)})
+        return made
 
     def right_handed(self) -> CrystalBatch:
         """Return the same crystals in right-handed cells.
@@ -374,12 +379,20 @@ class CrystalBatch:
             for numbers, coords, lattice in self.to_arrays()
         ]
 
-    def to_cif(self) -> list[str]:
-        """Return the text of a CIF per crystal; `DataError` for one that none can hold (unknown element, flat cell)."""
-        from crystalvae.data.file_records import cif_text, file_records
+    def to_cif(self, *, symmetry: bool = True) -> list[str]:
+        """Return the text of a CIF per crystal; `DataError` for one that none can hold (unknown element, flat cell).
+
+        Crystals in the symmetric description are written with their space group, its operations and the asymmetric
+        unit of the conventional cell, unless `symmetry` is false or they have not that symmetry any more; all others
+        with all atoms in P 1.
+        """
+        from crystalvae.data.file_records import cif_text, described_groups, file_records
 
         host, names = self.detach().to("cpu"), [f"crystal-{index}" for index in range(len(self))]
-        records = file_records(host.atom_types, host.frac_coords, host.lattices, host.num_atoms, names)
+        records = file_records(
+            host.atom_types, host.frac_coords, host.lattices, host.num_atoms, names,
+            space_groups=described_groups(host.properties) if symmetry else None,
+        )  # fmt: skip
         if missing := set(names) - {record.id for record in records}:
             raise DataError(
                 f"{min(missing, key=names.index)}: cannot be written as CIF: unknown elements, or no finite cell"
@@ -409,6 +422,13 @@ def handedness(lattices: Float[np.ndarray, "B 3 3"]) -> Float[np.ndarray, "B"]:
 
 
 def _concatenated(entries: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Concatenate the tensors whose names all entries have."""
+    """Concatenate the tensors whose names all entries have; lists of whole numbers are filled up with -1."""
     shared = set.intersection(*(set(entry) for entry in entries))
-    return {name: torch.cat([entry[name] for entry in entries]) for name in entries[0] if name in shared}
+    return {name: torch.cat(_as_wide([entry[name] for entry in entries])) for name in entries[0] if name in shared}
+
+
+def _as_wide(parts: list[Tensor]) -> list[Tensor]:
+    if any(part.ndim != 2 or part.is_floating_point() for part in parts):
+        return parts
+    width = max(part.shape[1] for part in parts)
+    return [torch.nn.functional.pad(part, (0, width - part.shape[1]), value=-1) for part in parts]

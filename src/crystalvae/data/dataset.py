@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -20,7 +21,7 @@ from crystalvae.files import arrays_key
 
 log = logging.getLogger(__name__)
 
-READER_VERSION = 5
+READER_VERSION = 6
 """Part of every cache key: raise it whenever the same file would be read differently."""
 FIELDS = ("atom_types", "frac_coords", "lattices", "num_atoms")
 """What a batch of crystals is made of, beside properties."""
@@ -28,8 +29,15 @@ _LISTED = 10
 _CHUNK = 1024
 
 
-Row = tuple[str, Callable[[], RawCrystal], Mapping[str, float]]
-"""A crystal of a source that is not yet read: its id, what reads it or raises `CrystalError`, and its properties."""
+MAX_WORDS = 64
+"""A property of words is kept where there are so many different ones at most: labels, and no names or remarks."""
+_FORMULAS = {"pretty_formula", "formula", "full_formula", "elements", "chemsys"}
+
+Row = tuple[str, Callable[[], RawCrystal], Mapping[str, float | str]]
+"""A crystal of a source that is not yet read: its id, what reads it or raises `CrystalError`, and its properties.
+
+Those that are words become one property of numbers for each of their labels: see `label_columns`.
+"""
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ def assemble(
     crystals: list[RawCrystal] = []
     ids: list[str] = []
     seen: set[str] = set()
-    values: list[Mapping[str, float]] = []
+    values: list[Mapping[str, float | str]] = []
     skipped: list[SkippedRow] = []
     remaining, position = iter(rows), 0
     while chunk := list(islice(remaining, _CHUNK)):
@@ -141,9 +149,43 @@ def _reduced(results: Sequence[RawCrystal | CrystalError]) -> list[RawCrystal | 
     return [next(reduced) if isinstance(result, RawCrystal) else result for result in results]
 
 
-def _flatten(crystals: Sequence[RawCrystal], values: Sequence[Mapping[str, float]], *, rebuild: bool) -> CrystalBatch:
-    names = list(dict.fromkeys(name for entry in values for name in entry))
-    properties = {name: torch.tensor([entry.get(name, float("nan")) for entry in values]) for name in names}
+def label_of(column: str) -> str | None:
+    """Return the property whose label a column of `label_columns` stands for; None for any other column."""
+    name, equals, _ = column.partition("=")
+    return name if equals else None
+
+
+def label_columns(name: str, values: Sequence[float | str | None]) -> dict[str, Tensor]:
+    """Return what is kept of a property that holds words: "name=label", 1 or 0, for each label; NaN for no word.
+
+    Nothing where there are more than `MAX_WORDS`, and of formulas, which the crystals tell themselves.
+    """
+    labels = sorted({value for value in values if isinstance(value, str) and value})
+    if name in _FORMULAS or len(labels) > MAX_WORDS:
+        return {}
+    known = torch.tensor([isinstance(value, str) and bool(value) for value in values])
+    return {
+        f"{name}={label}": torch.tensor([float(value == label) for value in values]).masked_fill(~known, torch.nan)
+        for label in labels
+    }
+
+
+def _properties(values: Sequence[Mapping[str, float | str]]) -> dict[str, Tensor]:
+    properties: dict[str, Tensor] = {}
+    for name in dict.fromkeys(name for entry in values for name in entry):
+        column = [entry.get(name) for entry in values]
+        numbers = [math.nan if value is None or isinstance(value, str) else value for value in column]
+        if any(isinstance(value, (int, float)) for value in column):
+            properties[name] = torch.tensor(numbers)
+        else:
+            properties |= label_columns(name, column)
+    return properties
+
+
+def _flatten(
+    crystals: Sequence[RawCrystal], values: Sequence[Mapping[str, float | str]], *, rebuild: bool
+) -> CrystalBatch:
+    properties = _properties(values)
     lattices = torch.from_numpy(np.array([crystal.lattice for crystal in crystals]).reshape(-1, 3, 3))
     if rebuild:  # the canonical orientation, as in the published preprocessing (CDVAE, Xie et al. 2022)
         lattices = lattice_from_parameters(*lattice_to_parameters(lattices))

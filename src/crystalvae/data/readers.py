@@ -165,7 +165,7 @@ def _frames(path: Path) -> list[Frame]:
 def _frame_row(path: Path, number: int, frame: Frame) -> Row:
     info = frame.info
     crystal_id = str(info.get("material_id", info.get("id", f"{path.stem}-{number}")))
-    properties = {
+    properties: dict[str, float | str] = {
         str(name): float(value)
         for name, value in info.items()
         if isinstance(value, Real)  # NumPy's numbers too, of which ASE reads whole ones as integers
@@ -173,6 +173,7 @@ def _frame_row(path: Path, number: int, frame: Frame) -> Row:
         and math.isfinite(value)
         and name not in _IDS
     }
+    properties |= {str(name): value for name, value in info.items() if isinstance(value, str) and name not in _IDS}
     return crystal_id, frame.crystal, properties
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import logging
+import lzma
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -27,6 +31,10 @@ PROPERTY_NAMES = {"spacegroup.number": "spacegroup_number"}
 
 MISSING = ["", "nan", "NaN", "NAN", "-nan", "-NaN", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None"]
 """What stands for a missing value in a CSV."""
+
+
+MAX_UNPACKED, MAX_RATIO = 2**28, 100
+"""A compressed CSV may unpack to so many bytes, or to so many times its size: CIFs give 10 or 20."""
 
 
 def table_rows(path: Path) -> Iterator[Row]:
@@ -65,9 +73,25 @@ def _read_frame(path: Path) -> tuple[pd.DataFrame, dict[int, str]]:
     return frame, {int(line) - 1: reason for line, reason in lines}
 
 
+def _check_unpacked(path: Path) -> None:
+    """Raise `ValueError` where a compressed file unpacks to far more than a table does, before it fills the memory."""
+    packers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    limit, total = max(MAX_UNPACKED, MAX_RATIO * path.stat().st_size), 0
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            total = sum(entry.file_size for entry in archive.infolist())
+    elif path.suffix in packers:
+        with packers[path.suffix](path) as file:
+            while total <= limit and (block := file.read(2**20)):
+                total += len(block)
+    if total > limit:
+        raise ValueError(f"it unpacks to more than {limit / 2**20:.0f} MiB, {MAX_RATIO} times its size")
+
+
 def _read_csv(path: Path) -> pd.DataFrame:
     import pandas as pd
 
+    _check_unpacked(path)
     # Ids stay text: "NaN" is one (sodium nitride's formula), and 0012 is not 12. pandas 3 drops "NaN" in spite of a
     # converter, so every other column is told by name what stands for a missing value.
     header = pd.read_csv(path, nrows=0, encoding_errors="replace").columns
@@ -93,7 +117,7 @@ def _read_columns(path: Path) -> pd.DataFrame:
 
 
 def _table_rows(path: Path, frame: pd.DataFrame, malformed: dict[int, str]) -> Iterator[Row]:
-    numeric = _numeric_columns(path, frame)
+    columns = _property_columns(path, frame)
     ids = frame["material_id"].tolist() if "material_id" in frame.columns else [None] * len(frame)
     number = 0
     for position, (crystal_id, cif) in enumerate(zip(ids, frame["cif"].tolist(), strict=True)):
@@ -101,7 +125,7 @@ def _table_rows(path: Path, frame: pd.DataFrame, malformed: dict[int, str]) -> I
         while number in malformed:
             yield "?", partial(_refuse_row, malformed[number]), {}
             number += 1
-        properties = {key: values[position] for key, values in numeric.items()}
+        properties = {name: value for name, values in columns.items() if (value := values[position]) is not None}
         yield _row_id(crystal_id, number), partial(_parse_cell, cif), properties
     for number in sorted(entry for entry in malformed if entry > number):
         yield "?", partial(_refuse_row, malformed[number]), {}
@@ -113,10 +137,11 @@ def _row_id(given: object, number: int) -> str:
     return str(given) if named else f"row-{number}"
 
 
-def _numeric_columns(path: Path, frame: pd.DataFrame) -> dict[str, list[float]]:
+def _property_columns(path: Path, frame: pd.DataFrame) -> dict[str, list[float | str | None]]:
+    """Return the columns of numbers, NaN where missing, and those of words, None where missing."""
     import pandas as pd
 
-    columns: dict[str, list[float]] = {}
+    columns: dict[str, list[float | str | None]] = {}
     for column in map(str, frame.columns):
         name = PROPERTY_NAMES.get(column, column)
         # An unnamed or repeated index column carries nothing; "." in a name cannot be addressed from a config.
@@ -128,6 +153,7 @@ def _numeric_columns(path: Path, frame: pd.DataFrame) -> dict[str, list[float]]:
             else _mostly_numbers(path, frame, column)
         )
         if given is None:
+            columns[name] = [value if isinstance(value, str) else None for value in frame[column].tolist()]
             continue
         values = given.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
         huge = np.abs(values) > np.finfo(np.float32).max

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.data.file_records import CELL_DECIMALS, DECIMALS, LAST_ELEMENT, FileRecord, cif_text, file_records
+from crystalvae.data.file_records import (
+    CELL_DECIMALS,
+    DECIMALS,
+    LAST_ELEMENT,
+    FileRecord,
+    cif_text,
+    described_groups,
+    file_records,
+)
 from crystalvae.data.formulas import GRAM_PER_CM3, formulas_and_masses
 from crystalvae.errors import ConfigError, DataError
 from crystalvae.output_dir import MANIFEST_NAME, WRITER, check_output_dir, staged_output
@@ -40,6 +48,7 @@ def write_crystals(
     overwrite: bool = False,
     info: Mapping[str, object] | None = None,
     pictures: Mapping[str, Callable[[Path], object]] | None = None,
+    cif_symmetry: bool = True,
 ) -> list[Path]:
     """Write crystals and `samples.csv` to a folder and return the paths of all files, in the order of the crystals.
 
@@ -56,6 +65,8 @@ def write_crystals(
         overwrite: Replace the files of an earlier export. Other files in the folder are never touched.
         info: What to keep beside the list of files in `samples.json`, such as the seed.
         pictures: Further files of the export, by name, and what draws each to the path that it is given.
+        cif_symmetry: CIFs of crystals in the symmetric description have the conventional cell, the space group with
+            its operations, and the asymmetric unit; see `file_records.cif_text`. False: P 1, all atoms.
 
     Every format is written from one set of float64 arrays: atoms in the order given, cell lengths, angles and
     fractional coordinates rounded to 8 decimals. A CIF has no orientation, so all files have the cell in the one that
@@ -74,7 +85,10 @@ def write_crystals(
     names = default_ids(len(crystals)) if ids is None else list(ids)
     _check_arguments(crystals, table, formats, names)
     host = crystals.detach().to("cpu")
-    records = file_records(host.atom_types, host.frac_coords, host.lattices, host.num_atoms, names)
+    records = file_records(
+        host.atom_types, host.frac_coords, host.lattices, host.num_atoms, names,
+        space_groups=described_groups(host.properties) if cif_symmetry else None,
+    )  # fmt: skip
     if len(records) < len(crystals):
         missing = sorted(set(names) - {record.id for record in records})
         log.warning(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from crystalvae.checks import feedforward_width
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError
+from crystalvae.prior_module.hints import HintEmbedder, Hints
 from crystalvae.vae_module.layers.attention import PaddingPlan
 from crystalvae.vae_module.layers.precision import full_precision
 from crystalvae.vae_module.layers.transformer import SelfAttention, sinusoidal_positions
@@ -49,6 +50,8 @@ class Denoiser(nn.Module):
     """From noisy latents, time, atom counts, elements (where given) and conditions to one output per latent dimension.
 
     Atoms are marked by their place in the list, so the list must be in `canonical` order where elements are given.
+    `genes_given`: it is also told the crystals' space groups and sites, and by how much it can rely on a crystal like
+    it, if one is known (`Hints`).
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Denoiser(nn.Module):
         dropout: float = 0.0,
         elements_given: bool,
         self_conditioning: bool,
+        genes_given: bool = False,
         max_num_elements: int = 100,
     ) -> None:
         super().__init__()
@@ -86,6 +90,7 @@ class Denoiser(nn.Module):
         for linear in (widen, self.head):  # every layer starts as the identity
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
+        self.hint_embedder = HintEmbedder(latent_dim=latent_dim, d_model=d_model) if genes_given else None
 
     def forward(
         self,
@@ -94,6 +99,7 @@ class Denoiser(nn.Module):
         crystals: CrystalBatch,
         conditions: Float[Tensor, "B D"],
         estimate: Float[Tensor, "N L"] | None,
+        hints: Hints | None = None,
     ) -> Float[Tensor, "N L"]:
         """Return the network's output; of `crystals` only atom counts and, where given, elements are read.
 
@@ -112,6 +118,11 @@ class Denoiser(nn.Module):
             + self.size_embedder(fourier(10 * sizes, self.d_model))
             + conditions
         )
+        if self.hint_embedder is not None:
+            if hints is None or self.element_embedder is None:
+                raise ValueError("a denoiser that is told genes got none")
+            atoms, of_crystals = self.hint_embedder(hints, crystals, self.element_embedder.weight)
+            tokens, context = tokens + atoms, context + of_crystals
         # Gathered once for all layers: as many numbers as 6 hidden layers, and slow to gather.
         modulation = self.modulation(context).index_select(0, crystals.batch).view(-1, 6, self.d_model)
         plan = PaddingPlan.of(crystals)

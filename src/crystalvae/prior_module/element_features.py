@@ -21,8 +21,9 @@ def periodic_table() -> tuple[Int[Tensor, "E"], Int[Tensor, "E"]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         elements = [Element.from_Z(number) for number in range(1, MAX_ATOMIC_NUMBER + 1)]
-    groups = torch.tensor([0, *(element.group for element in elements)])
-    return groups, torch.tensor([0, *(element.row for element in elements)])
+    with torch.device("cpu"):  # kept, and maybe asked for first where models are built without memory
+        groups = torch.tensor([0, *(element.group for element in elements)])
+        return groups, torch.tensor([0, *(element.row for element in elements)])
 
 
 class ElementEmbedder(nn.Module):

@@ -30,12 +30,21 @@ class ElementSimilarity(nn.Module):
         super().__init__()
         groups, periods = periodic_table()
         known = sharpness * torch.stack((groups.float(), ROW_WEIGHT * periods), dim=1)
-        self.coordinates = nn.Parameter(torch.cat((known, torch.zeros(len(known), learned_coordinates)), dim=1))
+        self.coordinates = nn.Parameter(torch.cat((known, known.new_zeros(len(known), learned_coordinates)), dim=1))
         self.log_scales = nn.Parameter(torch.zeros(MAX_ELEMENTS + 1, MAX_ELEMENTS))
 
-    def log_votes(self, elements: Int[Tensor, "Q K"], others: Int[Tensor, "N K"]) -> Float[Tensor, "Q N"]:
-        """Return -d of each pair of crystals with K elements each."""
-        apart = (self.coordinates[:, None] - self.coordinates).abs().sum(dim=-1)
+    def distances(self) -> Float[Tensor, "E E"]:
+        """Return |E(one) - E(other)|_1 of all elements, by atomic number."""
+        return (self.coordinates[:, None] - self.coordinates).abs().sum(dim=-1)
+
+    def log_votes(
+        self,
+        elements: Int[Tensor, "Q K"],
+        others: Int[Tensor, "N K"],
+        apart: Float[Tensor, "E E"] | None = None,
+    ) -> Float[Tensor, "Q N"]:
+        """Return -d of each pair of crystals with K elements each; `apart` are `distances`, where they are known."""
+        apart = self.distances() if apart is None else apart
         count = elements.shape[1]
         if count > MAX_ELEMENTS:
             raise DataError(f"{count} elements in a crystal; expected at most {MAX_ELEMENTS}")

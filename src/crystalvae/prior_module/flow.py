@@ -17,11 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crystalvae.checks import check_choice
+from crystalvae.checks import check_choice, check_switch
 from crystalvae.errors import ConfigError
 
 Prediction = Literal["preconditioned", "x1", "velocity"]
 Solver = Literal["euler", "midpoint", "heun"]
+Known = Literal["nearest", "drawn", "none"]
 Estimate = Callable[[Float[Tensor, "N L"], float, "Tensor | None"], Float[Tensor, "N L"]]
 """(x_t, t, last estimate or None) to an estimate of x_1."""
 
@@ -61,7 +62,10 @@ class SamplerOptions:
     `time_shift` s places the steps: t = u / (u + s·(1 - u)) for evenly spaced u, so that s > 1 takes small steps
     early and s < 1 small steps late. `guidance_scale` w: x̂_1 = x̂_unknown + w·(x̂_asked - x̂_unknown) (Ho & Salimans
     2021, eq. 6, in its form 1 + w → w); 1 is plain conditional sampling. `composition_temperature` divides the logits
-    from which elements and their numbers are drawn, where the prior proposes them.
+    from which elements and their numbers are drawn, where the prior proposes them; with genes, of all their parts.
+    With genes, `projection` moves the estimate at every step onto the sites and cells of its space group (at the end
+    crystals always are), and `analogues` says which training crystal with the same sites the flow is told: the nearest,
+    one drawn by similarity, or none; up to time `trust` it is itself taken for the estimate, where there is one.
     """
 
     solver: Solver = "euler"
@@ -70,10 +74,15 @@ class SamplerOptions:
     time_shift: float = 1.0
     guidance_scale: float = 1.0
     composition_temperature: float = 1.0
+    projection: bool = False
+    analogues: Known = "nearest"
+    trust: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("sampler.solver", self.solver, get_args(Solver))
-        for name in ("stochasticity", "time_shift", "guidance_scale", "composition_temperature"):
+        check_choice("sampler.analogues", self.analogues, get_args(Known))
+        check_switch("sampler.projection", self.projection)
+        for name in ("stochasticity", "time_shift", "guidance_scale", "composition_temperature", "trust"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ConfigError(f"sampler.{name}: got {value!r}; expected a number")
@@ -81,6 +90,8 @@ class SamplerOptions:
             raise ConfigError(f"sampler.steps: got {self.steps!r}; expected a whole number of at least 1")
         if not 0.0 <= self.stochasticity <= 1.0:
             raise ConfigError(f"sampler.stochasticity: got {self.stochasticity}; expected a number in [0, 1]")
+        if not 0.0 <= self.trust <= 1.0:
+            raise ConfigError(f"sampler.trust: got {self.trust}; expected a time in [0, 1]")
         if self.stochasticity > 0 and self.solver != "euler":
             raise ConfigError(
                 f"sampler.stochasticity: got {self.stochasticity} with solver={self.solver}, which follows the ODE; "

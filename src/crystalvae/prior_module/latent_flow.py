@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -18,8 +18,9 @@ from crystalvae.errors import ConfigError
 from crystalvae.prior_module.composition_model import CompositionModel, Compositions
 from crystalvae.prior_module.denoiser import Denoiser
 from crystalvae.prior_module.flow import Prediction, SamplerOptions, interpolate, preconditioning, solve
+from crystalvae.prior_module.hints import Hints
 from crystalvae.vae_module.conditions.embedder import ConditionEmbedder
-from crystalvae.vae_module.conditions.values import Values, told
+from crystalvae.vae_module.conditions.values import Classes, Values, known_classes, told
 from crystalvae.vae_module.distribution import normal_noise
 from crystalvae.vae_module.latent_source import Drawn, DrawOptions
 
@@ -46,6 +47,8 @@ class LatentFlow(nn.Module):
     """
 
     own_prior = "learned prior"
+    genes_given: ClassVar[bool] = False
+    """Whether the network is told genes: `SymmetricFlow`."""
     latent_mean: Tensor
     latent_std: Tensor
     signal: Tensor
@@ -63,6 +66,7 @@ class LatentFlow(nn.Module):
         prediction: Prediction = "preconditioned",
         self_conditioning: bool = True,
         conditions: Sequence[str] = (),
+        classes: Mapping[str, int | Sequence[str]] | None = None,
         composition: Mapping[str, Any] | None = None,
         sampler: Mapping[str, Any] | None = None,
     ) -> None:
@@ -73,7 +77,8 @@ class LatentFlow(nn.Module):
         self.latent_dim, self.elements_given, self.prediction = latent_dim, elements_given, prediction
         self.self_conditioning = self_conditioning
         self.sampler = SamplerOptions(**(sampler or {}))
-        self.conditions = ConditionEmbedder(names=conditions, d_model=d_model)
+        told = {"names": conditions, "classes": known_classes(classes, key="prior.classes")}
+        self.conditions = ConditionEmbedder(**told, d_model=d_model)
         self.denoiser = Denoiser(
             latent_dim=latent_dim,
             d_model=d_model,
@@ -83,12 +88,13 @@ class LatentFlow(nn.Module):
             dropout=dropout,
             elements_given=elements_given,
             self_conditioning=self_conditioning,
+            genes_given=self.genes_given,
         )
         self.composition = None
         if composition is not None:
             self.composition = CompositionModel(**composition)
             width = self.composition.element_embedder.embedding_dim
-            self.composition_conditions = ConditionEmbedder(names=conditions, d_model=width)
+            self.composition_conditions = ConditionEmbedder(**told, d_model=width)
         self.register_buffer("latent_mean", torch.zeros(latent_dim))
         self.register_buffer("latent_std", torch.ones(latent_dim))
         self.register_buffer("signal", torch.ones(latent_dim))
@@ -97,6 +103,11 @@ class LatentFlow(nn.Module):
     def names(self) -> list[str]:
         """The conditions this prior was built for."""
         return self.conditions.names
+
+    @property
+    def classes(self) -> Classes:
+        """All conditions that are classes, with the names of their labels."""
+        return self.conditions.classes
 
     @property
     def proposes_elements(self) -> bool:
@@ -123,7 +134,12 @@ class LatentFlow(nn.Module):
     # ---- training ----------------------------------------------------------------------------------------------------
 
     def flow_loss(
-        self, latents: Float[Tensor, "N L"], crystals: CrystalBatch, values: Values, draws: PriorNoise
+        self,
+        latents: Float[Tensor, "N L"],
+        crystals: CrystalBatch,
+        values: Values,
+        draws: PriorNoise,
+        hints: Hints | None = None,
     ) -> Float[Tensor, "N"]:
         """Return each atom's squared error of the prediction, averaged over latent dimensions with weight `signal`.
 
@@ -136,9 +152,9 @@ class LatentFlow(nn.Module):
         estimate = None
         if self.self_conditioning and draws.self_condition:
             with torch.no_grad():
-                first = self.denoiser(noisy, draws.time, crystals, context, None)
+                first = self.denoiser(noisy, draws.time, crystals, context, None, hints)
                 estimate = self._to_clean(first, noisy, draws.time[crystals.batch][:, None])
-        output = self.denoiser(noisy, draws.time, crystals, context, estimate)
+        output = self.denoiser(noisy, draws.time, crystals, context, estimate, hints)
         target = self._target(clean, noisy, draws.noise, draws.time[crystals.batch][:, None])
         weights = self.signal / self.signal.sum()
         return ((output - target).square() * weights).sum(dim=-1)
@@ -181,10 +197,13 @@ class LatentFlow(nn.Module):
         *,
         options: SamplerOptions,
         noise: Callable[[], Float[Tensor, "N L"]],
+        hints: Hints | None = None,
+        projected: Callable[[Float[Tensor, "N L"]], Float[Tensor, "N L"]] | None = None,
     ) -> Float[Tensor, "N L"]:
         """Draw latents for the atom counts (and elements, where they are given) of `crystals`.
 
-        `noise()` gives standard normal noise, one row per atom.
+        `noise()` gives standard normal noise, one row per atom. `projected` takes standardised latents to those of the
+        nearest symmetric crystals; the estimate of every step but the last goes through it.
         """
         count = crystals.num_graphs
         asked = self.conditions(values, count)
@@ -193,12 +212,16 @@ class LatentFlow(nn.Module):
             nothing = {name: torch.full_like(given, torch.nan) for name, given in values.items()}
             unknown = self.conditions(nothing, count)
 
+        last_time = options.times()[-2]
+
         def estimate(x: Float[Tensor, "N L"], time: float, last: Float[Tensor, "N L"] | None) -> Float[Tensor, "N L"]:
-            clean = self._clean(x, time, crystals, asked, last)
-            if unknown is None:
-                return clean
-            free = self._clean(x, time, crystals, unknown, last)
-            return free + options.guidance_scale * (clean - free)
+            clean = self._clean(x, time, crystals, asked, last, hints)
+            if unknown is not None:
+                free = self._clean(x, time, crystals, unknown, last, hints)
+                clean = free + options.guidance_scale * (clean - free)
+            if hints is not None and time < options.trust:
+                clean = torch.where(hints.elements[:, None] > 0, hints.latents, clean)
+            return clean if projected is None or time >= last_time else projected(clean)
 
         latents = solve(estimate, noise(), options, noise)
         return latents * self.latent_std + self.latent_mean
@@ -211,15 +234,16 @@ class LatentFlow(nn.Module):
         crystals: CrystalBatch,
         values: Values,
         last: Float[Tensor, "N L"] | None,
+        hints: Hints | None = None,
     ) -> Float[Tensor, "N L"]:
         """Return what noisy standardised latents at time t are estimated to be; `last` is an earlier estimate."""
-        return self._clean(noisy, time, crystals, self.conditions(values, crystals.num_graphs), last)
+        return self._clean(noisy, time, crystals, self.conditions(values, crystals.num_graphs), last, hints)
 
     def _clean(
-        self, x: Tensor, time: float, crystals: CrystalBatch, context: Tensor, last: Tensor | None
+        self, x: Tensor, time: float, crystals: CrystalBatch, context: Tensor, last: Tensor | None, hints: Hints | None
     ) -> Float[Tensor, "N L"]:
         times = x.new_full((crystals.num_graphs,), time)
-        return self._to_clean(self.denoiser(x, times, crystals, context, last), x, x.new_tensor(time))
+        return self._to_clean(self.denoiser(x, times, crystals, context, last, hints), x, x.new_tensor(time))
 
     @torch.no_grad()
     def sample_elements(
@@ -239,9 +263,17 @@ class LatentFlow(nn.Module):
         unknown = sorted(set(changes or {}) - allowed)
         if unknown:
             raise ConfigError(f"sampler: unknown {', '.join(unknown)}; expected some of {', '.join(sorted(allowed))}")
+        if not self.genes_given and (unanswered := sorted(set(changes or {}) & {"projection", "analogues", "trust"})):
+            raise ConfigError(f"sampler: {', '.join(unanswered)} needs a prior with a gene model")
         return replace(self.sampler, **(changes or {}))
 
     def check(self, options: DrawOptions) -> None:
+        """Raise `ConfigError` for options of the sampler, a temperature, or space groups to be met by construction."""
+        self.check_sampler(options)
+        if options.needs_genes:
+            raise ConfigError(f"{', '.join(options.needs_genes)}: this prior has no gene model; ask with conditions=")
+
+    def check_sampler(self, options: DrawOptions) -> None:
         """Raise `ConfigError` for a temperature, which a learned prior has none of, and for options of the sampler."""
         if options.temperature != 1.0:
             raise ConfigError(

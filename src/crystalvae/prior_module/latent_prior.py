@@ -11,37 +11,38 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from crystalvae.build import to_plain
 from crystalvae.checks import check_choice
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.prior_module.flow import logit_normal
+from crystalvae.prior_module.latent_diffusion import LatentDiffusion
 from crystalvae.prior_module.latent_flow import LatentFlow, PriorNoise
-from crystalvae.vae_module.conditions.values import Values, condition_values, drop_conditions
+from crystalvae.prior_module.symmetric_flow import SymmetricFlow
+from crystalvae.vae_module.conditions.values import Values, condition_ranges, condition_values, drop_conditions
 from crystalvae.vae_module.frozen import OverFrozenVAE
-from crystalvae.vae_module.lightning import build_optimizer
+from crystalvae.vae_module.lightning import build_optimizer, log_training, named, plain_arguments
 from crystalvae.vae_module.reconstruction_errors import check_finite
 from crystalvae.vae_module.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
 
 Latents = Literal["sample", "mean"]
-Part = Literal["flow", "composition"]
+Part = Literal["flow", "composition", "gene"]
 
 
 class LatentPrior(OverFrozenVAE):
     """A frozen VAE and the prior over its latents, which is trained.
 
     All arguments are plain config, and are kept in the checkpoint: `vae`, the VAE's own config (its weights come from
-    its checkpoint); `prior` with a `_target_`, see `LatentFlow`; `latents`, whether training sees draws from the
-    posterior or its mean; `time` {mean, std} of the logit-normal distribution of times; `condition_dropout` {all,
-    each}; `self_condition_probability`; `composition_weight`, nats of the composition model against the flow's loss;
-    `trained`, which of flow and composition model learn, the other staying as it is; `optimizer` and `scheduler` as for
-    `VAEModule`.
+    its checkpoint); `prior` with a `_target_`, see `LatentFlow` and `LatentDiffusion`; `latents`, whether training sees
+    draws from the posterior or its mean; `time` {mean, std} of the logit-normal distribution of times;
+    `condition_dropout` {all, each}; `self_condition_probability`; `composition_weight`, nats of the composition model
+    against the flow's loss; `trained`, which of flow and composition model learn, the other staying as it is;
+    `optimizer` and `scheduler` as for `VAEModule`.
     """
 
-    kind = "prior"
+    kind = kinds = "prior"
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class LatentPrior(OverFrozenVAE):
         latents: Latents = "sample",
         time: Mapping[str, float] | None = None,
         condition_dropout: Mapping[str, float] | None = None,
+        analogue_dropout: float = 0.2,
         self_condition_probability: float = 0.5,
         composition_weight: float = 0.1,
         trained: Sequence[str] = ("flow", "composition"),
@@ -58,12 +60,11 @@ class LatentPrior(OverFrozenVAE):
         scheduler: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        arguments = {key: value for key, value in locals().items() if key not in {"self", "__class__"}}
-        self.config: dict[str, Any] = {key: to_plain(value) for key, value in arguments.items()}
+        self.config = plain_arguments(locals())
         check_choice("prior_module.latents", latents, get_args(Latents))
         self.vae_module = VAEModule(**{**self.config["vae"], "prior": self.config["prior"]})
-        if not isinstance(self.vae_module.prior, LatentFlow):
-            raise ConfigError("prior_module.prior._target_: expected a LatentFlow")
+        if not isinstance(self.vae_module.prior, (LatentFlow, LatentDiffusion)):
+            raise ConfigError("prior_module.prior._target_: expected a LatentFlow or a LatentDiffusion")
         self.vae_module.vae.requires_grad_(requires_grad=False)
         self.time = _checked("time", {"mean": 0.5, "std": 1.3}, self.config["time"])
         self.condition_dropout = _checked(
@@ -71,19 +72,24 @@ class LatentPrior(OverFrozenVAE):
         )
         if not self.time["std"] > 0:
             raise ConfigError(f"prior_module.time.std: got {self.time['std']}; expected a number above 0")
-        shares = {**self.condition_dropout, "self_condition_probability": self_condition_probability}
+        shares = {
+            **self.condition_dropout,
+            "self_condition_probability": self_condition_probability,
+            "analogue_dropout": analogue_dropout,
+        }
         for key, value in shares.items():
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(f"prior_module: {key} is {value}; expected a share in [0, 1]")
         if not composition_weight >= 0:
             raise ConfigError(f"prior_module.composition_weight: got {composition_weight}; expected at least 0")
+        self.analogue_dropout = analogue_dropout
         self.self_condition_probability, self.composition_weight = self_condition_probability, composition_weight
         self.trained = self._check_trained(self.config["trained"])
 
     @property
-    def prior(self) -> LatentFlow:
+    def prior(self) -> LatentFlow | LatentDiffusion:
         """The prior that is trained."""
-        return cast("LatentFlow", self.vae_module.prior)
+        return cast("LatentFlow | LatentDiffusion", self.vae_module.prior)
 
     def sample(self, *args: Any, **kwargs: Any) -> Any:
         """Sample crystals: `VAEModule.sample`, which uses the prior."""
@@ -96,15 +102,15 @@ class LatentPrior(OverFrozenVAE):
         found = set(parts)
         if not found or not found <= set(get_args(Part)) or isinstance(parts, str):
             raise ConfigError(f"prior_module.trained: got {parts}; expected some of {', '.join(get_args(Part))}")
-        if self.prior.composition is None:
-            if "flow" not in found:
-                raise ConfigError(
-                    "prior_module.trained: this prior has no composition model that could be trained alone"
-                )
-            found = {"flow"}
+        parts_of = {"composition": self.prior.composition, "gene": getattr(self.prior, "gene", None)}
+        found -= {name for name, part in parts_of.items() if part is None}
+        if not found:
+            raise ConfigError(
+                f"prior_module.trained: this prior has no {' and '.join(parts)} that could be trained alone"
+            )
         for name, parameter in self.prior.named_parameters():
-            part = "composition" if name.startswith(("composition.", "composition_conditions.")) else "flow"
-            if part not in found:
+            part = name.split(".")[0].removesuffix("_conditions")
+            if (part if part in parts_of else "flow") not in found:
                 parameter.requires_grad = False
         return found
 
@@ -119,24 +125,41 @@ class LatentPrior(OverFrozenVAE):
         def normal(rows: int, *columns: int) -> Tensor:
             return torch.randn(rows, *columns, generator=generator, device=device)
 
-        values = condition_values(crystals, prior.names)
+        values = condition_values(crystals, prior.names, classes=prior.classes)
         times = logit_normal(normal(batch.total_crystals), **self.time)
         noise = batch.per_atom(normal(batch.total_atoms, prior.latent_dim))
         posterior_noise = batch.per_atom(normal(batch.total_atoms, prior.latent_dim))
         uniform = torch.rand(batch.total_crystals, len(prior.names) + 1, generator=generator, device=device)
         again = float(torch.rand(1, generator=generator, device=device)) < self.self_condition_probability
+        chosen = None
+        if training and isinstance(prior, SymmetricFlow):
+            uniforms = torch.rand(batch.total_crystals, 2, generator=generator, device=device)
+            chosen = batch.per_crystal(torch.where(uniforms[:, 0] < self.analogue_dropout, torch.nan, uniforms[:, 1]))
         if training:
             values = self._dropped(values, batch.per_crystal(uniform))
-        parts, loss = {}, normal(1).new_zeros(())
+        parts: dict[str, Tensor] = {}
+        loss = normal(1).new_zeros(())
         if "flow" in self.trained or not training:
             with torch.no_grad():
                 posterior = self.vae_module.vae.encode(crystals)
                 exact = self.config["latents"] == "mean" or not training
                 latents = posterior.mode() if exact else posterior.reparameterize(posterior_noise)
-            draws = PriorNoise(noise=noise, time=batch.per_crystal(times), self_condition=again or not training)
-            parts["flow_loss"] = prior.flow_loss(latents, crystals, values, draws).sum() / batch.mean_atoms
-            loss = loss + ("flow" in self.trained) * parts["flow_loss"]
-        if prior.composition is not None and ("composition" in self.trained or not training):
+            if isinstance(prior, LatentDiffusion):
+                steps = batch.per_crystal(torch.rand(batch.total_crystals, generator=generator, device=device))
+                per_atom = prior.losses(latents, crystals, values, noise=noise, uniform=steps)
+            else:
+                hints = None
+                if isinstance(prior, SymmetricFlow):
+                    hints = prior.hints(crystals, self.vae_module.vae, noise=chosen)
+                draws = PriorNoise(noise=noise, time=batch.per_crystal(times), self_condition=again or not training)
+                per_atom = {"flow_loss": prior.flow_loss(latents, crystals, values, draws, hints)}
+            parts |= {name: errors.sum() / batch.mean_atoms for name, errors in per_atom.items()}
+            loss = loss + ("flow" in self.trained) * next(iter(parts.values()))
+        if (
+            isinstance(prior, LatentFlow)
+            and prior.composition is not None
+            and ("composition" in self.trained or not training)
+        ):
             parts["composition_nll"] = prior.composition_loss(crystals, values).sum() / batch.mean_crystals
             loss = loss + ("composition" in self.trained) * self.composition_weight * parts["composition_nll"]
         return {"loss": loss, **parts}
@@ -150,17 +173,13 @@ class LatentPrior(OverFrozenVAE):
         shard = batch if isinstance(batch, TrainingBatch) else TrainingBatch.whole(batch)
         losses = self.losses(shard, training=True)
         check_finite(losses, shard, getattr(self._trainer, "datamodule", None))
-        options: dict[str, Any] = {"batch_size": shard.crystals.num_graphs, "sync_dist": shard.world_size > 1}
-        self.log("train/loss", losses["loss"], prog_bar=True, **options)
-        self.log_dict({f"train/{name}": value for name, value in losses.items() if name != "loss"}, **options)
-        return losses["loss"]
+        return log_training(self, losses, batch_size=shard.crystals.num_graphs, world_size=shard.world_size)
 
     def validation_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> None:
         """Log the losses; the noise is the same in every epoch."""
         crystals = batch.crystals if isinstance(batch, TrainingBatch) else batch
         losses = self.losses(TrainingBatch.whole(crystals, seed=(0, 0, batch_idx)), training=False)
-        values = {f"val/{name}": value for name, value in losses.items()}
-        self.log_dict(values, batch_size=crystals.num_graphs, sync_dist=True)
+        self.log_dict(named("val", losses), batch_size=crystals.num_graphs, sync_dist=True)
 
     def train(self, mode: bool = True) -> LatentPrior:
         """Switch to training; the VAE stays as it is used, in evaluation."""
@@ -179,12 +198,17 @@ class LatentPrior(OverFrozenVAE):
     @torch.no_grad()
     def fit_statistics(self, crystals: CrystalBatch, *, batch_size: int = 1024) -> None:
         """Take over the statistics of crystals' latents and conditions, for the parts that are trained."""
-        values = condition_values(crystals, self.prior.names)
-        if "composition" in self.trained and self.prior.composition is not None:
+        values = condition_values(crystals, self.prior.names, classes=self.prior.classes)
+        if ranges := condition_ranges(values, self.prior.classes):
+            self.vae_module.statistics = {**self.statistics, "conditions": ranges}
+        if "composition" in self.trained and isinstance(self.prior, LatentFlow) and self.prior.composition is not None:
             self.prior.composition_conditions.fit(values)
         if "flow" not in self.trained:
             return
-        self.prior.conditions.fit(values)
+        if self.prior.conditions is not None:
+            self.prior.conditions.fit(values)
+        if isinstance(self.prior, SymmetricFlow):
+            self.prior.analogues.fit(crystals)
         starts = range(0, len(crystals), batch_size)
         console = Console(stderr=True)
         means, variances = [], []

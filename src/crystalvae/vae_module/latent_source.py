@@ -27,6 +27,8 @@ class DrawOptions:
     which do unless `chemical_system_subsets` (where the VAE decodes elements itself, they need not). `sampler`: changes
     to the default options of a learned prior.
 
+    `space_group` (1 to 230) and `crystal_system` are met by construction, by priors that say space groups first.
+
     Raises `ConfigError` naming what cannot be.
     """
 
@@ -35,6 +37,8 @@ class DrawOptions:
     chemical_system: str | int | Sequence[str | int] | None = None
     chemical_system_subsets: bool = False
     sampler: Mapping[str, Any] | None = None
+    space_group: int | None = None
+    crystal_system: str | None = None
 
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature)
@@ -63,7 +67,12 @@ class DrawOptions:
             "chemical_system_subsets": self.chemical_system_subsets,
             "sampler": bool(self.sampler),
         }
-        return [name for name, asked in given.items() if asked]
+        return [name for name, asked in given.items() if asked] + self.needs_genes
+
+    @property
+    def needs_genes(self) -> list[str]:
+        """Names of the options given that only a prior that says space groups has an answer to."""
+        return [name for name in ("space_group", "crystal_system") if getattr(self, name) is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +80,30 @@ class Drawn:
     """Latents, and the crystals that they are for: atom counts, elements where they are given or proposed, conditions.
 
     The atoms of each crystal may stand in another order than they were asked for in: `order` takes them back, None
-    where they do not.
+    where they do not. `symmetric`: the crystals are to be moved onto the space groups and sites that they carry.
     """
 
     latents: Float[Tensor, "N L"]
     crystals: CrystalBatch
     order: Int[Tensor, "N"] | None = None
+    symmetric: bool = False
+
+
+@runtime_checkable
+class Autoencoder(Protocol):
+    """The VAE as a latent source sees it: `CrystalVAE`."""
+
+    def encode(self, crystals: CrystalBatch) -> Any:
+        """Return q(z | crystal), a `Posterior`."""
+        ...
+
+    def decode(self, latents: Float[Tensor, "N L"], crystals: CrystalBatch) -> Any:
+        """Decode latents for the atom counts and elements of crystals, to `DecodedCrystals`."""
+        ...
+
+    def to_crystals(self, decoded: Any, crystals: CrystalBatch) -> CrystalBatch:
+        """Build crystals of what was decoded."""
+        ...
 
 
 @runtime_checkable
@@ -99,10 +126,30 @@ class LatentSource(Protocol):
 
 @runtime_checkable
 class LearnedPrior(LatentSource, Protocol):
-    """A latent source that was trained: `names` are the conditions it accepts.
+    """A latent source that was trained: `names` are the conditions it accepts, `classes` those that are classes.
 
     `proposes_elements`: whether it draws the elements that a VAE for structure prediction has to be given.
     """
 
     names: list[str]
+    classes: Mapping[str, Sequence[str]]
     proposes_elements: bool
+
+
+@runtime_checkable
+class GeneSource(LatentSource, Protocol):
+    """A latent source that says space groups and sites first, and draws through the VAE."""
+
+    def propose(self, crystals: CrystalBatch, *, options: DrawOptions, generator: torch.Generator) -> CrystalBatch:
+        """Return crystals with space groups, sites and elements, the atoms orbit by orbit."""
+        ...
+
+    def draw_through(
+        self, vae: Autoencoder, crystals: CrystalBatch, *, options: DrawOptions, generator: torch.Generator
+    ) -> Drawn:
+        """Draw latents for crystals with space groups and sites."""
+        ...
+
+    def size_weights(self, sizes: Sequence[int], options: DrawOptions) -> Float[Tensor, "S"]:
+        """Return how likely the space groups asked for are for each number of atoms."""
+        ...

@@ -15,7 +15,6 @@ from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.bottlenecks.base import Posterior, as_bottleneck
 from crystalvae.vae_module.conditions.injection import Conditioning, Part
-from crystalvae.vae_module.conditions.values import condition_values
 from crystalvae.vae_module.decoders.heads import DecodedCrystals
 from crystalvae.vae_module.layers.precision import full_precision
 from crystalvae.vae_module.objectives.elbo import ELBO, PUBLISHED_WEIGHTS
@@ -227,7 +226,7 @@ class CrystalVAE(nn.Module):
 
     def fit_conditions(self, crystals: CrystalBatch) -> None:
         """Take over the training set's statistics of the conditions; `ConfigError` where it does not have one."""
-        values = condition_values(crystals, self.conditioning.names)
+        values = self.conditioning.values(crystals)
         for part in (self.encoder_conditions, self.decoder_conditions):
             if part is not None:
                 part.embedder.fit(values)

@@ -113,8 +113,16 @@ def project_coordinates(frac_coords: Float[Tensor, "N 3"], sites: AtomSites) -> 
         apart = back - centre[sites.orbit]
         apart = apart - apart.detach().round()
         centre = centre + torch.zeros_like(centre).index_add(0, sites.orbit, apart / size)
-    centre = onto_sites(centre, sites.site[sites.first])
-    return wrap(torch.einsum("nij,nj->ni", rotation, centre[sites.orbit]) + translation)
+    return atoms_of_orbits(onto_sites(centre, sites.site[sites.first]), sites)
+
+
+def atoms_of_orbits(firsts: Float[Tensor, "O 3"], sites: AtomSites) -> Float[Tensor, "N 3"]:
+    """Return the coordinates in [0, 1) of all atoms, given those of the first one of each orbit, on its site."""
+    tables = space_group_tables(firsts.device)
+    images = tables.first_image[sites.site] + sites.image
+    rotation = tables.image_rotation[images].to(firsts.dtype)
+    translation = tables.image_translation[images].to(firsts.dtype)
+    return wrap(torch.einsum("nij,nj->ni", rotation, firsts[sites.orbit]) + translation)
 
 
 def onto_sites(points: Float[Tensor, "O 3"], sites: Int[Tensor, "O"]) -> Float[Tensor, "O 3"]:

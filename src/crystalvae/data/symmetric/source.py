@@ -21,14 +21,12 @@ from crystalvae.data.dataset_file import cached
 from crystalvae.data.lattice import lattice_from_parameters, lattice_to_parameters
 from crystalvae.data.sources import Source, Split, cache_root
 from crystalvae.data.symmetric.describe import SymmetricCrystal, symmetric_crystal
+from crystalvae.data.symmetric.space_groups import ORBIT_SITES, SPACE_GROUP
 from crystalvae.data.symmetry import moyo_dataset
 from crystalvae.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-SPACE_GROUP = "space_group"
-ORBIT_SITES = "orbit_sites"
-"""Property (B, K): the number of the Wyckoff position (0 for letter a) of each orbit, -1 beyond the last one."""
 _VERSION = 2
 
 

@@ -20,6 +20,12 @@ from jaxtyping import Float, Int
 if TYPE_CHECKING:
     from moyopy import MoyoDataset
 
+SPACE_GROUP = "space_group"
+ORBIT_SITES = "orbit_sites"
+"""Property (B, K): the number of the Wyckoff position (0 for letter a) of each orbit, -1 beyond the last one.
+
+Crystals with both properties are in the symmetric description: standard primitive cell, atoms orbit by orbit.
+"""
 NUM_SPACE_GROUPS = 230
 SAME_PLACE = 1e-4
 """Fractional coordinates that differ by less are the same."""

@@ -65,10 +65,15 @@ class SpaceGroupTables:
 @cache
 def space_group_tables(device: torch.device | str = "cpu") -> SpaceGroupTables:
     """Return the tables; on first use they are worked out in half a minute and kept in the user's cache folder."""
-    import moyopy
-
     if torch.device(device).type != "cpu":
         return space_group_tables().to(device)
+    with torch.device("cpu"):  # kept, and maybe asked for first where models are built without memory
+        return _tables()
+
+
+def _tables() -> SpaceGroupTables:
+    import moyopy
+
     path = cache_root(None) / f"space-groups-{moyopy.__version__}-{_VERSION}.safetensors"
     if path.is_file():
         try:

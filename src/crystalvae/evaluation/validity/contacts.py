@@ -13,9 +13,12 @@ from jaxtyping import Bool, Float
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.distances import shortest_distances
 from crystalvae.errors import ConfigError
+from crystalvae.evaluation.validity.structure import MIN_DISTANCE, MIN_VOLUME, describe
 
 MIN_CONTACT = 0.7
 """No two atoms may be closer than this share of the sum of their covalent radii."""
+VALID_TEST = f"distances >= {MIN_DISTANCE} Å and volume >= {MIN_VOLUME} Å^3 (CDVAE)"
+"""What `valid` means in `samples.csv`."""
 LAST_RADIUS = 96
 """Curium is the last element with a covalent radius in Cordero et al. 2008; heavier ones have none."""
 
@@ -70,6 +73,20 @@ def contacts(crystals: CrystalBatch) -> Float[np.ndarray, "B"]:
     result = np.full(len(counts), np.nan)
     result[chosen] = shortest_distances(lattices[chosen], frac_coords[atoms], counts[chosen], radii=radii[atoms])
     return result
+
+
+def sample_facts(crystals: CrystalBatch) -> pd.DataFrame:
+    """Return `describe`, with `shortest_contact` as `contacts` beside the distance, and by which test `valid` is."""
+    facts = describe(crystals)
+    columns = {name: facts[name] for name in facts}
+    named: dict[str, object] = {}
+    for name, values in columns.items():
+        named[name] = values
+        if name == "shortest_distance":
+            named["shortest_contact"] = contacts(crystals)
+        if name == "valid":
+            named["valid_test"] = VALID_TEST
+    return pd.DataFrame(named)
 
 
 def physical_reasons(

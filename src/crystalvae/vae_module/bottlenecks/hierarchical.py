@@ -12,7 +12,7 @@ from crystalvae.checks import check_count, check_number
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.bottlenecks.base import Bottleneck, Posterior
-from crystalvae.vae_module.bottlenecks.hierarchical_config import HierarchicalConfig
+from crystalvae.vae_module.bottlenecks.hierarchical_config import HierarchicalConfig, Wiring
 from crystalvae.vae_module.distribution import DiagonalGaussianDistribution, normal_noise
 from crystalvae.vae_module.layers.pooling import mean_over_atoms
 from crystalvae.vae_module.layers.precision import full_precision
@@ -41,7 +41,9 @@ class LadderBottleneck(Bottleneck):
     `crystal_dims`, rows N (atoms) for level 1 and B (crystals) for the others:
 
     - `encoders[0]`: features of atoms → (N, 2 L_1); `encoders[k]`: their mean over each crystal → (B, 2 L_k+1); mean
-      and log-variance side by side. So q(z | x) = Π q(z_k | x).
+      and log-variance side by side. With `wiring` "chained" `encoders[1]` reads the mean over each crystal of what
+      `encoders[0]` gave (B, 2 L_1), and `encoders[k]` what `encoders[k - 1]` gave (B, 2 L_k). Either way
+      q(z | x) = Π q(z_k | x).
     - `decoders[-1]`: z_depth → h_depth; `decoders[k]`: z_k+1 beside h_k+2 → h_k+1; h_1 has `decoded` numbers per atom,
       which `post_quant_conv` hands to the crystal's decoder.
     - `priors[k]`: z_k+2 → mean and log-variance of p(z_k+1 | z_k+2), with one row per crystal; without priors, and for
@@ -64,9 +66,15 @@ class LadderBottleneck(Bottleneck):
         depth: int,
         priors: Sequence[nn.Module] | nn.ModuleList | None = None,
         hierarchical_kl: bool = True,
+        wiring: Wiring = "direct",
     ) -> None:
         HierarchicalConfig(
-            encoders=encoders, decoders=decoders, priors=priors, depth=depth, hierarchical_kl=hierarchical_kl
+            encoders=encoders,
+            decoders=decoders,
+            priors=priors,
+            depth=depth,
+            hierarchical_kl=hierarchical_kl,
+            wiring=wiring,
         )  # says what is wrong
         check_count("latent_dim", latent_dim)
         check_count("bottleneck.features", features)
@@ -81,6 +89,7 @@ class LadderBottleneck(Bottleneck):
         self.dims, self.depth = (latent_dim, *crystal_dims), depth
         self.encoders, self.decoders = nn.ModuleList(encoders), nn.ModuleList(decoders)
         self.priors = None if priors is None else nn.ModuleList(priors)
+        self.wiring: Wiring = wiring
         self.level_weight = 1.0 / depth if hierarchical_kl else 1.0
         above = "standard normal noise, level by level" if priors is None else "its learned priors"
         self.own_prior = f"{above}: the crystal's latents first, then its atoms'"
@@ -89,10 +98,14 @@ class LadderBottleneck(Bottleneck):
 
     def posterior(self, parameters: Float[Tensor, "N I"], crystals: CrystalBatch) -> HierarchicalPosterior:
         """Return the Gaussians of all levels for the features of each atom."""
-        means, logvars = [], []
+        means, logvars, given = [], [], parameters
         for level, encoder in enumerate(self.encoders):
-            given = parameters if level == 0 else mean_over_atoms(parameters, crystals)
-            mean, logvar = self._halves("encoders", level, encoder(given), crystals)
+            output = encoder(given)
+            mean, logvar = self._halves("encoders", level, output, crystals)
+            if level == 0:
+                given = mean_over_atoms(output if self.wiring == "chained" else parameters, crystals)
+            elif self.wiring == "chained":
+                given = output
             means.append(mean if level == 0 else mean[crystals.batch])
             logvars.append(logvar if level == 0 else logvar[crystals.batch])
         return HierarchicalPosterior(torch.cat((*means, *logvars), dim=-1), crystals, self.dims[0])
@@ -192,7 +205,7 @@ class HierarchicalBottleneck(LadderBottleneck):
     """A hierarchy of `depth` levels whose modules are feed-forward networks of `width` hidden dimensions.
 
     Deeper levels have `crystal_dim` numbers each. `learned_priors`: whether p(z_k | z_k+1) is learnt;
-    otherwise N(0, I). `hierarchical_kl` as `HierarchicalConfig`.
+    otherwise N(0, I). `hierarchical_kl` and `wiring` as `HierarchicalConfig`.
     """
 
     def __init__(
@@ -204,6 +217,7 @@ class HierarchicalBottleneck(LadderBottleneck):
         width: int = 128,
         learned_priors: bool = True,
         hierarchical_kl: bool = True,
+        wiring: Wiring = "direct",
     ) -> None:
         check_count("latent_dim", latent_dim)
         check_count("bottleneck.depth", depth)
@@ -222,11 +236,15 @@ class HierarchicalBottleneck(LadderBottleneck):
             crystal_dims=dims[1:],
             features=width,
             decoded=width,
-            encoders=[LevelMLP(width, width, 2 * size) for size in dims],
+            encoders=[
+                LevelMLP(2 * dims[k - 1] if k and wiring == "chained" else width, width, 2 * size)
+                for k, size in enumerate(dims)
+            ],
             decoders=[LevelMLP(size + (width if k < depth - 1 else 0), width, width) for k, size in enumerate(dims)],
             depth=depth,
             priors=priors if learned_priors else None,
             hierarchical_kl=hierarchical_kl,
+            wiring=wiring,
         )
 
 

@@ -8,10 +8,11 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from crystalvae.checks import check_number
+from crystalvae.checks import check_choice, check_number
 from crystalvae.errors import ConfigError
 
-ReconstructionLoss = Literal["periodic", "mse"]
+ReconstructionLoss = Literal["periodic", "mse", "bce"]
+Wiring = Literal["direct", "chained"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,9 +22,11 @@ class HierarchicalConfig:
     `encoders[k]` gives mean and log-variance of level k + 1 side by side, `decoders[k]` reads its latent and what the
     decoder above gave, `priors[k]` (optional, `depth` - 1 of them) gives mean and log-variance of p(z_k+1 | z_k+2) side
     by side; `LadderBottleneck` says what each is called with. `hierarchical_kl` spreads the KL weight evenly over the
-    levels, each counting 1 / `depth`; otherwise each counts in full. The others are of the model as a whole, for
-    `hierarchical_vae`: `kl_weight` is its `loss_weights.kl`, `reconstruction_loss` its `coord_loss`, `beta_schedule`
-    its `objective.schedule`, from the step to a factor: it multiplies `kl_weight` and does not override it.
+    levels, each counting 1 / `depth`; otherwise each counts in full. `wiring`: encoders read the atoms' features or
+    their mean ("direct"), or what the encoder below gave ("chained"). The others are of the model as a whole, for
+    `hierarchical_vae`: `kl_weight` is its `loss_weights.kl`, `reconstruction_loss` its `coord_loss` ("periodic", "mse";
+    "bce": periodic, with `objective.element_loss` "bce"), `beta_schedule` its `objective.schedule`, from the step to a
+    factor: it multiplies `kl_weight` and does not override it.
 
     Raises `ConfigError`, another message for each field, for what cannot be used.
     """
@@ -36,6 +39,7 @@ class HierarchicalConfig:
     reconstruction_loss: ReconstructionLoss = "periodic"
     beta_schedule: Callable[[int], float] | None = None
     hierarchical_kl: bool = True
+    wiring: Wiring = "direct"
 
     @property
     def levels(self) -> int:
@@ -54,6 +58,7 @@ class HierarchicalConfig:
             if not needed:
                 raise ConfigError("bottleneck.priors: depth 1 has no level with another above it; expected null")
             self._check_modules("priors", self.priors, needed, "depth - 1, one for each level but the deepest")
+        check_choice("bottleneck.wiring", self.wiring, get_args(Wiring))
         check_number("bottleneck.kl_weight", self.kl_weight)
         if self.reconstruction_loss not in get_args(ReconstructionLoss):
             allowed = ", ".join(map(repr, get_args(ReconstructionLoss)))

@@ -10,27 +10,27 @@ from torch import Tensor, nn
 
 from crystalvae.data.batch import MAX_ATOMIC_NUMBER
 from crystalvae.errors import ConfigError
-from crystalvae.vae_module.conditions.values import CLASSES, ELEMENTS, Values, check_names
+from crystalvae.vae_module.conditions.values import CLASSES, ELEMENTS, Classes, Values, check_names
 
 
 class ConditionEmbedder(nn.Module):
     """Sum of one vector per condition: an embedding of the class, or a network on the standardised number(s).
 
     Each condition has a learned vector for "unknown". `mean` and `std` are those of the training set; what is given for
-    each element is taken as it is.
+    each element is taken as it is. `classes` are all conditions that are classes.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, *, names: Sequence[str], d_model: int) -> None:
+    def __init__(self, *, names: Sequence[str], d_model: int, classes: Classes = CLASSES) -> None:
         super().__init__()
         check_names("conditions", names)
-        self.names = list(names)
+        self.names, self.classes = list(names), classes
         self.embedders = nn.ModuleDict()
         for name in self.names:
-            if name in CLASSES:
-                self.embedders[name] = nn.Embedding(len(CLASSES[name]), d_model)
+            if name in classes:
+                self.embedders[name] = nn.Embedding(len(classes[name]), d_model)
             else:
                 inputs = MAX_ATOMIC_NUMBER + 1 if name in ELEMENTS else 1
                 layers = (nn.Linear(inputs, d_model), nn.SiLU(), nn.Linear(d_model, d_model))
@@ -43,7 +43,7 @@ class ConditionEmbedder(nn.Module):
     def fit(self, values: Values) -> None:
         """Take over the mean and standard deviation of the known numbers."""
         for index, name in enumerate(self.names):
-            if name in CLASSES or name in ELEMENTS:
+            if name in self.classes or name in ELEMENTS:
                 continue
             known = values[name][~values[name].isnan()]
             if len(known) < 2:
@@ -57,7 +57,7 @@ class ConditionEmbedder(nn.Module):
             given = values[name].to(total.device)
             missing = given.isnan()
             filled = torch.nan_to_num(given)
-            if name in CLASSES:
+            if name in self.classes:
                 vectors = self.embedders[name](filled.long())
             elif name in ELEMENTS:
                 missing = missing.any(dim=-1)

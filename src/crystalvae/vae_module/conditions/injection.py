@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,10 +22,13 @@ from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.conditions.embedder import ConditionEmbedder
 from crystalvae.vae_module.conditions.values import (
+    CLASSES,
+    Classes,
     asked_values,
     check_names,
     condition_values,
     drop_conditions,
+    known_classes,
     told,
 )
 from crystalvae.vae_module.layers.modulation import Concatenation, Modulation
@@ -37,7 +41,8 @@ Part = Literal["encoder", "decoder"]
 class Conditioning:
     """Which conditions a VAE is given, where, and how.
 
-    `names` as `vae_module.conditions.values` knows them; `injection` into the `encoder`, the `decoder` or both:
+    `names` as `vae_module.conditions.values` knows them; `classes`: those of one's own that are classes, with their
+    number of labels or the labels' names; `injection` into the `encoder`, the `decoder` or both:
     "adaptive_norm", by all of its layer norms, and for the decoder its input as well, or "concat", by concatenation
     with the encoder's output and the decoder's input. `d_model` numbers embed the conditions of a crystal; `dropout`
     {all, each}: in training all of a crystal's conditions are unknown with one probability, else each with another.
@@ -45,6 +50,7 @@ class Conditioning:
     """
 
     names: Sequence[str] = ()
+    classes: Mapping[str, int | Sequence[str]] | None = None
     injection: Injection = "adaptive_norm"
     encoder: bool = True
     decoder: bool = True
@@ -53,6 +59,8 @@ class Conditioning:
 
     def __post_init__(self) -> None:
         check_names("condition.names", self.names)
+        if strange := [name for name in self.known_classes if name not in CLASSES and name not in self.names]:
+            raise ConfigError(f"condition.classes: {', '.join(strange)}: not among condition.names")
         check_choice("condition.injection", self.injection, get_args(Injection))
         check_count("condition.d_model", self.d_model)
         for key in ("encoder", "decoder"):
@@ -75,9 +83,17 @@ class Conditioning:
         for key in config:
             if key not in allowed:
                 raise ConfigError(f"condition.{key}: unknown; expected some of {', '.join(allowed)}")
-        if not config.get("names"):
+        names, classes = config.get("names") or (), config.get("classes") or {}
+        if not names and not classes:
             raise ConfigError("condition.names: got none; expected a list such as [crystal_system], or condition=none")
-        return cls(**config)
+        known_classes(classes, key="condition.classes")
+        check_names("condition.names", names)
+        return cls(**{**config, "names": [*names, *(name for name in classes if name not in names)]})
+
+    @cached_property
+    def known_classes(self) -> Classes:
+        """All conditions that are classes, with the names of their labels."""
+        return known_classes(self.classes, key="condition.classes")
 
     def tells(self, part: Part) -> bool:
         """Say whether the encoder, or the decoder, is given conditions."""
@@ -105,11 +121,15 @@ class Conditioning:
 
     # ---- what crystals are told --------------------------------------------------------------------------------------
 
+    def values(self, crystals: CrystalBatch, *, strict: bool = True) -> dict[str, Tensor]:
+        """Return what crystals are: `condition_values`."""
+        return condition_values(crystals, self.names, strict=strict, classes=self.known_classes)
+
     def known(self, crystals: CrystalBatch) -> CrystalBatch:
         """Return crystals that carry what they are; those that carry conditions already keep them."""
         if not self.names or crystals.conditions:
             return crystals
-        return crystals.replace(conditions=condition_values(crystals, self.names, strict=False))
+        return crystals.replace(conditions=self.values(crystals, strict=False))
 
     def dropped(self, crystals: CrystalBatch, batch: TrainingBatch, generator: torch.Generator) -> CrystalBatch:
         """Return a training batch's crystals that carry what they are, but for what is dropped at random."""
@@ -118,7 +138,7 @@ class Conditioning:
         draws = torch.rand(batch.total_crystals, len(self.names) + 1, generator=generator, device=crystals.device)
         shares = {"all": 0.0, "each": 0.0, **self.dropout}
         values = drop_conditions(
-            condition_values(crystals, self.names),
+            self.values(crystals),
             batch.per_crystal(draws),
             drop_all=shares["all"],
             drop_each=shares["each"],
@@ -129,7 +149,7 @@ class Conditioning:
         """Return crystals that carry what a user asks for, and nothing else; `ConfigError` as `asked_values`."""
         if not self.names:
             raise ConfigError(f"conditions: got {', '.join(conditions)}; this model was trained without any")
-        values = asked_values(conditions, self.names, len(crystals))
+        values = asked_values(conditions, self.names, len(crystals), classes=self.known_classes)
         if not self.decoder and any(value is not None for value in conditions.values()):
             raise ConfigError("conditions: this model's decoder takes none (condition.decoder=false)")
         return crystals.replace(conditions={name: value.to(crystals.device) for name, value in values.items()})
@@ -143,7 +163,9 @@ class PartConditions(nn.Module):
 
     def __init__(self, conditioning: Conditioning, *, part: Part, d_model: int) -> None:
         super().__init__()
-        self.embedder = ConditionEmbedder(names=conditioning.names, d_model=conditioning.d_model)
+        self.embedder = ConditionEmbedder(
+            names=conditioning.names, d_model=conditioning.d_model, classes=conditioning.known_classes
+        )
         self.adapts = conditioning.injection == "adaptive_norm"
         sizes = {"d_model": d_model, "d_condition": conditioning.d_model}
         self.injection: Concatenation | Modulation | None = None

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import DataError
@@ -47,7 +48,18 @@ class PaddingPlan:
     _orders: dict[int, HeadOrder] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
-    def of(cls, crystals: CrystalBatch, *, packed: bool = True) -> PaddingPlan:
+    def of(cls, crystals: CrystalBatch) -> PaddingPlan:
+        """Return the packed plan of a batch: one for all batches that share their `num_atoms`.
+
+        So encoder, decoder and all steps of a sampler use the same, and a GPU is waited for once.
+        """
+        if crystals.num_atoms not in _PLANS:
+            with torch.inference_mode(False):  # a plan made in validation may serve a gradient later
+                _PLANS[crystals.num_atoms] = cls.laid_out(crystals)
+        return _PLANS[crystals.num_atoms]
+
+    @classmethod
+    def laid_out(cls, crystals: CrystalBatch, *, packed: bool = True) -> PaddingPlan:
         """Lay out a batch."""
         sizes = crystals.num_atoms.cpu().numpy()
         if not len(sizes):
@@ -80,7 +92,8 @@ class PaddingPlan:
     def order(self, heads: int) -> HeadOrder:
         """Return the row numbers for this number of heads, computed once."""
         if heads not in self._orders:
-            self._orders[heads] = self._head_order(heads)
+            with torch.inference_mode(False):
+                self._orders[heads] = self._head_order(heads)
         return self._orders[heads]
 
     def _head_order(self, heads: int) -> HeadOrder:
@@ -99,6 +112,10 @@ class PaddingPlan:
             qkv_to_tokens=(slot[:, None] + (part * rows * heads * width)[:, None]).flatten(),
             bias=bias,
         )
+
+
+_PLANS = WeakTensorKeyDictionary()
+"""Plans by the very tensor of atom counts, which nothing writes into; they are let go with it."""
 
 
 def pack(sizes: Int[np.ndarray, "B"], width: int) -> tuple[Int[np.ndarray, "B"], int]:

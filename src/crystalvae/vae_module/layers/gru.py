@@ -44,7 +44,7 @@ class AtomGRU(nn.Module):
         self, tokens: Float[Tensor, "N D"], crystals: CrystalBatch, condition: Float[Tensor, "N C"] | None = None
     ) -> Float[Tensor, "N D"]:
         """Transform flat tokens; `condition` holds, for each atom, the vector of its crystal."""
-        plan = PaddingPlan.of(crystals, packed=False)
+        plan = PaddingPlan.laid_out(crystals, packed=False)
         with full_precision(tokens), self._differentiable():
             tokens = tokens.float()
             sizes = crystals.num_atoms.cpu()
