@@ -78,7 +78,7 @@ class ElementMetric:
     """
 
     apart: Float[np.ndarray, "E E"]
-    scales: Float[np.ndarray, "K K"] | None = None
+    scales: Float[np.ndarray, "C K"] | None = None
     decay: float = DECAY
 
     def rows(self, wanted: Int[np.ndarray, "S"]) -> Float[np.ndarray, "S E"]:
