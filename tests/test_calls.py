@@ -243,10 +243,10 @@ def test_a_bare_tensor_that_does_not_say_whose_it_is_is_refused(options: dict[st
 
 def test_decode_says_what_is_wrong_with_the_rest(crystals: CrystalBatch) -> None:
     module = tiny_module()
-    with pytest.raises(ConfigError, match="3 numbers per atom; expected 4"):
+    with pytest.raises(ConfigError, match="3 numbers per atom; expected the latent dimension 4"):
         module.decode(torch.zeros(14, 3), num_atoms=14)
     encoded = module.encode(crystals)
-    with pytest.raises(ConfigError, match="beside a mapping"):
+    with pytest.raises(ConfigError, match="not beside it"):
         module.decode({**encoded, "x": encoded["posterior"].mode()}, num_atoms=crystals.num_atoms)
     given = tiny_module(atom_type_predict=False)
     with pytest.raises(ConfigError, match="atom_types="):

@@ -190,7 +190,10 @@ def test_log_lines_are_not_broken(tmp_path: Path):
         ("crystalvae sa", ["sample"]),
         ("crystalvae sample num_s", ["num_samples="]),
         ("crystalvae sample num_samples=3 sampler.st", ["sampler.steps=", "sampler.stochasticity="]),
-        ("crystalvae sample potential=", ["potential=chgnet", "potential=emt"]),
+        (
+            "crystalvae sample potential=",
+            [f"potential={name}" for name in ("chgnet", "emt", "mace", "mattersim", "orb", "sevennet")],
+        ),
         ("crystalvae train-vae vae_module/dec", ["vae_module/decoder="]),
         ("crystalvae train_vae trainer=d", ["trainer=ddp", "trainer=default"]),
         ("crystalvae train-vae seed=3 experiment=mp_20/vae_d", [f"experiment=mp_20/{run}" for run in RUNS]),

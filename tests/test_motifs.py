@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from crystalvae.errors import CheckpointError, ConfigError, DataError
 from crystalvae.sequence_module.motifs.agreement import adjusted_rand_index, raw_feature_motifs
@@ -27,6 +28,7 @@ from crystalvae.sequence_module.motifs.segmentation import (
 )
 from crystalvae.sequence_module.motifs.statistics import motif_statistics, runs, stationary_distribution
 from crystalvae.sequence_module.motifs.write import frame_table, motif_table, transition_table, write_motifs
+from crystalvae.sequence_module.windows import FrameSet
 from tests.sequences import swinging
 
 METHODS = get_args(Method)
@@ -398,6 +400,24 @@ def test_groups_that_cannot_be_are_refused():
             compare_groups(motifs, groups, 1)
 
 
+def test_motifs_that_differ_only_in_how_much_they_move_are_found():
+    # Two motifs around the same place, one with three times the spread of the other: k-means sees no two clusters.
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1, 0, 1, 0, 1], 200)
+    values = rng.normal(size=(1200, 3)) * np.where(truth, 1.0, 3.0)[:, None]
+    found = fit_motifs(values, [600, 600], 2).label(values, [600, 600])[0]
+    assert adjusted_rand_index([found], [truth]) > 0.95
+    reference = fit_motifs(values, [600, 600], 2, method="kmeans").label(values, [600, 600])[0]
+    assert adjusted_rand_index([reference], [truth]) < 0.2
+
+
+def test_latents_that_fill_fewer_dimensions_than_they_have_are_no_error():
+    rng = np.random.default_rng(0)
+    values = np.repeat(rng.normal(size=(300, 1)) + np.repeat([0.0, 8.0], 150)[:, None], 4, axis=1)
+    found = fit_motifs(values, [300], 2).label(values, [300])[0]
+    assert adjusted_rand_index([found], [np.repeat([0, 1], 150)]) == 1.0
+
+
 # ---- agreement -------------------------------------------------------------------------------------------------------
 
 
@@ -412,9 +432,8 @@ def test_agreement_knows_no_names_and_is_none_by_chance():
 
 
 def test_the_reference_sorts_single_frames():
-    values = latents()
-    parts = np.split(values, np.cumsum(LENGTHS)[:-1])
-    found = raw_feature_motifs(values, parts, 3)
+    frames = FrameSet.of(list(torch.from_numpy(latents()).split(list(LENGTHS))))
+    found = raw_feature_motifs(frames, frames, 3)
     assert adjusted_rand_index(found, PATHS) == 1.0
 
 

@@ -66,10 +66,12 @@ def test_motifs_of_held_out_trajectories_are_the_regimes(module: SequenceModule)
 
 
 def test_single_frames_do_not_show_them(module: SequenceModule):
-    held_out = module.frames(TEST)
-    parts = [part.double().numpy() for part in held_out.frames.split(held_out.lengths)]
-    found = raw_feature_motifs(module.frames(TRAIN).frames.double().numpy(), parts, 2)
-    assert adjusted_rand_index(found, [entry.properties["regime"].numpy() for entry in TEST]) < 0.1
+    regimes = [entry.properties["regime"].numpy() for entry in TEST]
+    found = raw_feature_motifs(module.frames(TRAIN), module.frames(TEST), 2)
+    assert adjusted_rand_index(found, regimes) < 0.1
+    windows = raw_feature_motifs(module.frames(TRAIN), module.frames(TEST), 2, window=WINDOW)
+    assert [len(entry) for entry in windows] == [len(entry) for entry in regimes]
+    assert adjusted_rand_index(windows, regimes) < adjusted_rand_index(regimes, regimes)
 
 
 def test_frames_in_another_order_destroy_them(module: SequenceModule):

@@ -39,6 +39,7 @@ COMMANDS = {
     "train-sequence": Command(
         "train_sequence", "train_sequence", "train_sequence", "train a sequence VAE on windows of trajectories"
     ),
+    "motifs": Command("motifs", "motifs", "motifs", "find the motifs of trajectories; with a report that plays them"),
     "sample": Command("sample", "sample", "sample", "sample new crystals and write them as CIF and more"),
     "evaluate": Command(
         "evaluate", "evaluate", "evaluate", "measure a model, or crystals from anywhere; with a report"
@@ -49,6 +50,7 @@ COMMANDS = {
         "trajectory", "trajectory", "trajectory", "run dynamics or a relaxation, and keep the frames"
     ),
     "convert": Command("convert", "convert", "convert", "turn a published checkpoint into one of ours"),
+    "doctor": Command("doctor", "doctor", "doctor", "say what is installed, what the caches hold, and what is wrong"),
     "publish": Command("publish", "publish", "publish", "make a bundled model of a training checkpoint"),
 }
 

@@ -94,6 +94,7 @@ class Sampler:
     composition_temperature: Number | None
     projection: bool | None
     analogues: str | None
+    trust: Number | None
 
 
 @dataclass(kw_only=True)
@@ -340,6 +341,13 @@ class Publish(Config):
 
 
 @dataclass(kw_only=True)
+class Doctor(Config):
+    """`doctor.yaml`."""
+
+    device: str
+
+
+@dataclass(kw_only=True)
 class Dynamics:
     """How dynamics run."""
 
@@ -388,6 +396,61 @@ class RunTrajectory(Config):
     overwrite: bool
 
 
+@dataclass(kw_only=True)
+class MotifFit:
+    """How motifs are found."""
+
+    number: Any  # one, or a list to choose from
+    method: str
+    covariance: str
+    criterion: str
+    restarts: int = at_least(1)
+    iterations: int = at_least(1)
+    communities: int | None = at_least(1)
+
+
+@dataclass(kw_only=True)
+class MotifGeneration:
+    """What is generated beside the motifs."""
+
+    samples: int = at_least(0)
+    components: int = at_least(1)
+    clips: int = at_least(1)
+    forecast: int = at_least(1)
+
+
+@dataclass(kw_only=True)
+class MotifReport:
+    """What the report shows."""
+
+    map: str
+    properties: list[str] | None
+    gif: bool
+    mp4: bool
+
+
+@dataclass(kw_only=True)
+class Motifs(Config):
+    """`motifs.yaml`."""
+
+    data: dict[str, Any]
+    sequence_module: dict[str, Any]
+    trainer: dict[str, Any]
+    callbacks: dict[str, Any] | None
+    logger: dict[str, Any] | None
+    name: str
+    seed: int = at_least(0, most=2**32 - 1)
+    output_dir: str = path()
+    overwrite: bool
+    from_step: str | None
+    ckpt_path: str | None = path()
+    motifs: MotifFit
+    label: str | None
+    groups: dict[str, Any] | None
+    generation: MotifGeneration
+    report: MotifReport
+
+
 SCHEMAS: dict[str, type[Config]] = {
     "train_vae": TrainVAE,
     "train_prior": TrainPrior,
@@ -398,7 +461,9 @@ SCHEMAS: dict[str, type[Config]] = {
     "cluster": Cluster,
     "convert": Convert,
     "publish": Publish,
+    "doctor": Doctor,
     "trajectory": RunTrajectory,
     "train_sequence": TrainSequence,
+    "motifs": Motifs,
 }
 """Schema of each command, by the name of its YAML file."""

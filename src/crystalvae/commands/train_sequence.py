@@ -17,7 +17,7 @@ from crystalvae.commands.config_files import config_dir
 from crystalvae.commands.run_folder import BEST_AND_LAST, CHECKPOINTS, RunFolder
 from crystalvae.commands.train import run_training
 from crystalvae.errors import ConfigError
-from crystalvae.sequence_module.sequence_module import KIND, SequenceModule
+from crystalvae.sequence_module.sequence_module import SequenceModule
 from crystalvae.vae_module.vae_module import VAEModule
 
 _MODEL_KEYS = ("features", "model", "optimizer")
@@ -27,7 +27,7 @@ def train_sequence(config: DictConfig) -> str:
     """Train as `config` describes; returns what to tell the user at the end."""
     if config.resume_from is not None and config.ckpt_path is not None:
         raise ConfigError("resume_from and ckpt_path exclude each other: the one continues a run, the other starts one")
-    return run_training(config, lambda: sequence_module(config), kind=KIND, model_keys=_MODEL_KEYS)
+    return run_training(config, lambda: sequence_module(config), kind=SequenceModule.kind, model_keys=_MODEL_KEYS)
 
 
 def train_model(config: DictConfig | Mapping[str, Any] | Sequence[str]) -> SequenceModule:
@@ -62,7 +62,7 @@ def sequence_module(config: DictConfig) -> SequenceModule:
     content = None
     if config.ckpt_path is not None:
         content = checkpoints.read(bundled.find(Path(config.ckpt_path)), plain_data_only=True)
-        given = checkpoints.check_metadata(content, KIND)["config"]
+        given = checkpoints.check_metadata(content, SequenceModule.kind)["config"]
         described = OmegaConf.create({**described, "annealing": None, "atom_types": given["atom_types"]})
     module = build("sequence_module", described)
     if not isinstance(module, SequenceModule):

@@ -1,30 +1,32 @@
-"""Batches by gather: a loader over flat tensors whose order depends on the seed and the epoch alone."""
+"""Batches by gather: loaders over flat tensors whose order depends on the seed and the epoch alone."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from crystalvae.checks import check_count
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import ConfigError
 
+Batch = TypeVar("Batch")
 
-class CrystalLoader:
-    """Iterate over a data set in batches of `batch_size` crystals, for one of `world_size` ranks.
 
-    Each rank takes a contiguous share of every global batch of `batch_size` × `world_size` crystals; the last, smaller
-    batch is shared out evenly and left out where there is not a crystal for every rank. In validation
-    (`shuffle=False`) each rank runs the same number of batches. The position within an epoch is part of the state, so
-    training resumes in the middle of one.
+class SeededLoader(ABC, Generic[Batch]):
+    """Iterate over `rows` in batches of `batch_size`, for one of `world_size` ranks; `what` the rows are is for errors.
+
+    The position within an epoch is part of the state, so training resumes in the middle of one.
     """
 
     def __init__(
         self,
-        crystals: CrystalBatch,
+        rows: int,
+        what: str,
         *,
         batch_size: int,
         shuffle: bool,
@@ -32,19 +34,20 @@ class CrystalLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"data.batch_size: got {batch_size}; expected at least 1")
-        if crystals.num_graphs < world_size:
-            raise ConfigError(f"{crystals.num_graphs} crystals cannot be shared out among {world_size} processes")
-        self.crystals, self.batch_size, self.shuffle, self.seed = crystals, batch_size, shuffle, seed
+        check_count("data.batch_size", batch_size)
+        if rows < world_size:
+            raise ConfigError(f"{rows} {what} cannot be shared out among {world_size} processes")
+        self.rows, self.batch_size, self.shuffle, self.seed = rows, batch_size, shuffle, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self._start = 0
         self._next = 0
 
-    def __len__(self) -> int:
-        full, rest = divmod(self.crystals.num_graphs, self.batch_size * self.world_size)
-        return full + (rest >= self.world_size)
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def _batch(self, number: int, order: Tensor) -> Batch: ...
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration follows."""
@@ -62,16 +65,33 @@ class CrystalLoader:
     def order(self) -> Tensor:
         """Return the row numbers in the order of this epoch."""
         if not self.shuffle:
-            return torch.arange(self.crystals.num_graphs)
+            return torch.arange(self.rows)
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        return torch.randperm(self.crystals.num_graphs, generator=generator)
+        return torch.randperm(self.rows, generator=generator)
 
-    def __iter__(self) -> Iterator[TrainingBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         order = self.order()
         start, self._start = self._start, 0
         for number in range(start, len(self)):
             self._next = number + 1
             yield self._batch(number, order)
+
+
+class CrystalLoader(SeededLoader[TrainingBatch]):
+    """Iterate over crystals, with the options of `SeededLoader`.
+
+    Each rank takes a contiguous share of every global batch of `batch_size` × `world_size` crystals; the last, smaller
+    batch is shared out evenly and left out where there is not a crystal for every rank. In validation
+    (`shuffle=False`) each rank runs the same number of batches.
+    """
+
+    def __init__(self, crystals: CrystalBatch, **options: Any) -> None:
+        super().__init__(crystals.num_graphs, "crystals", **options)
+        self.crystals = crystals
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.rows, self.batch_size * self.world_size)
+        return full + (rest >= self.world_size)
 
     def _batch(self, number: int, order: Tensor) -> TrainingBatch:
         step = self.batch_size * self.world_size

@@ -14,7 +14,7 @@ from rich.progress import track
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, R2Score
 
-from crystalvae.build import build, to_plain
+from crystalvae.build import build
 from crystalvae.checks import check_count
 from crystalvae.data.augmentation import translate
 from crystalvae.data.batch import CrystalBatch
@@ -25,7 +25,7 @@ from crystalvae.predictor_module.search import SearchOptions, search_latents
 from crystalvae.vae_module.frozen import OverFrozenVAE
 from crystalvae.vae_module.latent_space.inputs import property_values
 from crystalvae.vae_module.latent_space.latents import continuous_latents
-from crystalvae.vae_module.lightning import build_optimizer
+from crystalvae.vae_module.lightning import build_optimizer, plain_arguments
 from crystalvae.vae_module.reconstruction_errors import check_finite
 from crystalvae.vae_module.vae_module import VAEModule
 
@@ -45,7 +45,7 @@ class LatentPredictor(OverFrozenVAE):
     Huber loss (Huber 1964, δ = 1) of the standardised target. Crystals whose property is unknown are left out.
     """
 
-    kind = "predictor"
+    kind = kinds = "predictor"
 
     def __init__(
         self,
@@ -59,8 +59,7 @@ class LatentPredictor(OverFrozenVAE):
         scheduler: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        arguments = {key: value for key, value in locals().items() if key not in {"self", "__class__"}}
-        self.config: dict[str, Any] = {key: to_plain(value) for key, value in arguments.items()}
+        self.config = plain_arguments(locals())
         self.vae_module = VAEModule(**{**self.config["vae"], "prior": None})
         self.vae_module.requires_grad_(requires_grad=False)
         vae_model = self.vae_module.vae

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from crystalvae.build import to_plain
 from crystalvae.checks import check_choice
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.training_batch import TrainingBatch
@@ -19,9 +18,10 @@ from crystalvae.errors import ConfigError
 from crystalvae.prior_module.flow import logit_normal
 from crystalvae.prior_module.latent_diffusion import LatentDiffusion
 from crystalvae.prior_module.latent_flow import LatentFlow, PriorNoise
+from crystalvae.prior_module.symmetric_flow import SymmetricFlow
 from crystalvae.vae_module.conditions.values import Values, condition_ranges, condition_values, drop_conditions
 from crystalvae.vae_module.frozen import OverFrozenVAE
-from crystalvae.vae_module.lightning import build_optimizer
+from crystalvae.vae_module.lightning import build_optimizer, log_training, named, plain_arguments
 from crystalvae.vae_module.reconstruction_errors import check_finite
 from crystalvae.vae_module.vae_module import VAEModule
 
@@ -42,7 +42,7 @@ class LatentPrior(OverFrozenVAE):
     `optimizer` and `scheduler` as for `VAEModule`.
     """
 
-    kind = "prior"
+    kind = kinds = "prior"
 
     def __init__(
         self,
@@ -60,8 +60,7 @@ class LatentPrior(OverFrozenVAE):
         scheduler: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        arguments = {key: value for key, value in locals().items() if key not in {"self", "__class__"}}
-        self.config: dict[str, Any] = {key: to_plain(value) for key, value in arguments.items()}
+        self.config = plain_arguments(locals())
         check_choice("prior_module.latents", latents, get_args(Latents))
         self.vae_module = VAEModule(**{**self.config["vae"], "prior": self.config["prior"]})
         if not isinstance(self.vae_module.prior, (LatentFlow, LatentDiffusion)):
@@ -103,7 +102,7 @@ class LatentPrior(OverFrozenVAE):
         found = set(parts)
         if not found or not found <= set(get_args(Part)) or isinstance(parts, str):
             raise ConfigError(f"prior_module.trained: got {parts}; expected some of {', '.join(get_args(Part))}")
-        parts_of = {"composition": self.prior.composition, "gene": self.prior.gene}
+        parts_of = {"composition": self.prior.composition, "gene": getattr(self.prior, "gene", None)}
         found -= {name for name, part in parts_of.items() if part is None}
         if not found:
             raise ConfigError(
@@ -133,7 +132,7 @@ class LatentPrior(OverFrozenVAE):
         uniform = torch.rand(batch.total_crystals, len(prior.names) + 1, generator=generator, device=device)
         again = float(torch.rand(1, generator=generator, device=device)) < self.self_condition_probability
         chosen = None
-        if training and isinstance(prior, LatentFlow) and prior.gene is not None:
+        if training and isinstance(prior, SymmetricFlow):
             uniforms = torch.rand(batch.total_crystals, 2, generator=generator, device=device)
             chosen = batch.per_crystal(torch.where(uniforms[:, 0] < self.analogue_dropout, torch.nan, uniforms[:, 1]))
         if training:
@@ -149,7 +148,8 @@ class LatentPrior(OverFrozenVAE):
                 steps = batch.per_crystal(torch.rand(batch.total_crystals, generator=generator, device=device))
                 per_atom = prior.losses(latents, crystals, values, noise=noise, uniform=steps)
             else:
-                with torch.no_grad():
+                hints = None
+                if isinstance(prior, SymmetricFlow):
                     hints = prior.hints(crystals, self.vae_module.vae, noise=chosen)
                 draws = PriorNoise(noise=noise, time=batch.per_crystal(times), self_condition=again or not training)
                 per_atom = {"flow_loss": prior.flow_loss(latents, crystals, values, draws, hints)}
@@ -173,17 +173,13 @@ class LatentPrior(OverFrozenVAE):
         shard = batch if isinstance(batch, TrainingBatch) else TrainingBatch.whole(batch)
         losses = self.losses(shard, training=True)
         check_finite(losses, shard, getattr(self._trainer, "datamodule", None))
-        options: dict[str, Any] = {"batch_size": shard.crystals.num_graphs, "sync_dist": shard.world_size > 1}
-        self.log("train/loss", losses["loss"], prog_bar=True, **options)
-        self.log_dict({f"train/{name}": value for name, value in losses.items() if name != "loss"}, **options)
-        return losses["loss"]
+        return log_training(self, losses, batch_size=shard.crystals.num_graphs, world_size=shard.world_size)
 
     def validation_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> None:
         """Log the losses; the noise is the same in every epoch."""
         crystals = batch.crystals if isinstance(batch, TrainingBatch) else batch
         losses = self.losses(TrainingBatch.whole(crystals, seed=(0, 0, batch_idx)), training=False)
-        values = {f"val/{name}": value for name, value in losses.items()}
-        self.log_dict(values, batch_size=crystals.num_graphs, sync_dist=True)
+        self.log_dict(named("val", losses), batch_size=crystals.num_graphs, sync_dist=True)
 
     def train(self, mode: bool = True) -> LatentPrior:
         """Switch to training; the VAE stays as it is used, in evaluation."""
@@ -211,7 +207,7 @@ class LatentPrior(OverFrozenVAE):
             return
         if self.prior.conditions is not None:
             self.prior.conditions.fit(values)
-        if isinstance(self.prior, LatentFlow) and self.prior.analogues is not None:
+        if isinstance(self.prior, SymmetricFlow):
             self.prior.analogues.fit(crystals)
         starts = range(0, len(crystals), batch_size)
         console = Console(stderr=True)

@@ -68,6 +68,11 @@ class FrameFeatures(nn.Module):
     def crystals(self, frames: Float[Tensor, "T F"]) -> CrystalBatch:
         """Return the crystals that standardised features stand for, one per frame."""
 
+    @property
+    def names(self) -> list[str]:
+        """What each number of a frame is, in a few words."""
+        return [f"feature {number}" for number in range(self.num_features)]
+
     def prepare(self, trajectories: Sequence[Trajectory]) -> None:
         """Take over what else the features need of the training trajectories, before `raw` is first called."""
 
@@ -174,6 +179,15 @@ class GeometryFeatures(FrameFeatures):
         super().__init__(num_features=6 + 3 * len(atom_types), atom_types=atom_types)
         self.register_buffer("reference_coords", torch.zeros(len(atom_types), 3, dtype=torch.float64))
         self.register_buffer("reference_lattice", torch.eye(3, dtype=torch.float64))
+
+    @property
+    def names(self) -> list[str]:
+        """Strains and displacements, atom by atom."""
+        from ase.data import chemical_symbols
+
+        atoms = [f"{chemical_symbols[number]}{row}" for row, number in enumerate(self.atom_types or (), start=1)]
+        strains = [f"strain {axes}" for axes in ("xx", "yy", "zz", "yz", "xz", "xy")]
+        return [*strains, *(f"{atom} {axis}" for atom in atoms for axis in "xyz")]
 
     def prepare(self, trajectories: Sequence[Trajectory]) -> None:
         """Take over the reference."""

@@ -125,7 +125,7 @@ def forecast(module: SequenceModule, frames: Float[Tensor, "B T F"], steps: int)
     known = frames[:, -model.window :]
     made: list[Tensor] = []
     while sum(part.shape[1] for part in made) < steps:
-        part = model.predict(model.encode(known).mean)
+        part = model.predict(model.encode(known).mean, known)
         made.append(part)
         known = torch.cat((known, part), dim=1)[:, -model.window :]
     return torch.cat(made, dim=1)[:, :steps]

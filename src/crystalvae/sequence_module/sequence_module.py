@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import lightning as L
 import torch
 from hydra.utils import get_class
 from jaxtyping import Float
 from torch import Tensor
 
-from crystalvae.build import build, to_plain
-from crystalvae.checkpoints import bundled
+from crystalvae.build import build
 from crystalvae.checkpoints import format as checkpoints
-from crystalvae.checkpoints.trusted import trusting
 from crystalvae.checks import check_count, check_number
 from crystalvae.data.trajectories import Trajectory
 from crystalvae.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -35,15 +32,13 @@ from crystalvae.sequence_module.losses import (
     reconstruction_loss,
 )
 from crystalvae.sequence_module.sequence_vae import SequenceVAE
-from crystalvae.sequence_module.windows import FrameSet, WindowBatch, WindowLoader
-from crystalvae.vae_module.lightning import build_optimizer
+from crystalvae.sequence_module.windows import FrameSet, WindowBatch
+from crystalvae.vae_module.lightning import CrystalModule, build_optimizer, log_training, named, plain_arguments
 from crystalvae.vae_module.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
 
 Options = TypeVar("Options")
-KIND = "sequence"
-"""Of the checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ class AnnealingOptions:
         return kl_annealing(epoch, self.kl_start, self.annealtime, self.function)
 
 
-class SequenceModule(L.LightningModule):
+class SequenceModule(CrystalModule):
     """Features of frames, a `SequenceVAE` over windows of them, its loss and its optimiser.
 
     All arguments are plain config, and are kept in the checkpoint: `features` with a `_target_`, see `FrameFeatures`;
@@ -94,6 +89,8 @@ class SequenceModule(L.LightningModule):
 
     The loss of a window is reconstruction + future + w(epoch) · (β · KL + λ · cluster).
     """
+
+    kind = kinds = "sequence"
 
     def __init__(
         self,
@@ -108,10 +105,9 @@ class SequenceModule(L.LightningModule):
         atom_types: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        arguments = {key: value for key, value in locals().items() if key not in {"self", "__class__"}}
-        self.config: dict[str, Any] = {key: to_plain(value) for key, value in arguments.items()}
-        self.statistics: dict[str, Any] = {}
-        """What the checkpoint knows of the training set: see `SequenceDataModule.statistics`."""
+        self.config = plain_arguments(locals())
+        self.statistics = {}
+
         check_number("noise", noise)
         self.noise = noise
         self.loss_options = _options("loss", LossOptions, self.config["loss"])
@@ -210,7 +206,7 @@ class SequenceModule(L.LightningModule):
         parts = {"reconstruction": error, "kl": kullback_leibler_loss(posterior.mean, posterior.logvar)}
         loss = error
         if model.future_decoder is not None:
-            parts["future"] = future_reconstruction_loss(future, model.predict(latents), options.future_reduction)
+            parts["future"] = future_reconstruction_loss(future, model.predict(latents, past), options.future_reduction)
             loss = loss + parts["future"]
         if bool(torch.isfinite(latents).all()):
             parts["cluster"] = cluster_loss(latents, options.clusters, options.cluster_weight)
@@ -243,6 +239,8 @@ class SequenceModule(L.LightningModule):
         self._keep("train", train, FrameSet.of([self.features.standardized(values) for values in raw]))
         val = datamodule.parts("val")
         self._keep("val", val, self.frames(val, cache_dir=datamodule.cache_dir))
+        if self.model.linear_forecast is not None:
+            self.model.linear_forecast.fit(self._sets["train"], self._sets["val"])
         self.statistics = datamodule.statistics()
 
     def on_test_start(self) -> None:
@@ -257,20 +255,17 @@ class SequenceModule(L.LightningModule):
     def _gathered(self, batch: WindowBatch, split: str) -> Tensor:
         return self._sets[split].gather(batch.starts, self.model.window + self.model.future_steps)
 
-    def on_train_epoch_start(self) -> None:
-        """Tell the loader the epoch."""
-        if isinstance(self.trainer.train_dataloader, WindowLoader):
-            self.trainer.train_dataloader.set_epoch(self.current_epoch)
-
     def training_step(self, batch: WindowBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the loss of one batch and log its parts; stop with the trajectories' ids where it is not finite."""
         losses = self.losses(self._gathered(batch, "train"), training=True, generator=batch.generator())
         self._check_finite(losses, batch)
-        options: dict[str, Any] = {"batch_size": len(batch), "sync_dist": self.trainer.world_size > 1}
-        self.log("train/loss", losses["loss"], prog_bar=True, **options)
-        self.log_dict({f"train/{name}": value for name, value in losses.items() if name != "loss"}, **options)
         self.log("train/annealing_weight", self.annealing_weight, batch_size=len(batch))
-        return losses["loss"]
+        return log_training(self, losses, batch_size=len(batch), world_size=self.trainer.world_size)
+
+    def on_validation_epoch_start(self) -> None:
+        """Weigh the future decoder against the linear forecast, where there is one."""
+        if self.model.linear_forecast is not None and "val" in self._sets:
+            self.model.fit_future_share(self._sets["val"])
 
     def validation_step(self, batch: WindowBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Log the loss and its parts with the posterior mean."""
@@ -282,8 +277,7 @@ class SequenceModule(L.LightningModule):
 
     def _evaluation_step(self, batch: WindowBatch, split: str) -> None:
         losses = self.losses(self._gathered(batch, split), training=False)
-        values = {f"{split}/{name}": value for name, value in losses.items()}
-        self.log_dict(values, batch_size=len(batch), sync_dist=self.trainer.world_size > 1)
+        self.log_dict(named(split, losses), batch_size=len(batch), sync_dist=self.trainer.world_size > 1)
 
     def _check_finite(self, losses: Mapping[str, Tensor], batch: WindowBatch) -> None:
         if bool(torch.isfinite(losses["loss"])):
@@ -303,13 +297,9 @@ class SequenceModule(L.LightningModule):
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the whole: config, format version, statistics, package versions."""
-        checkpoint[checkpoints.KEY] = checkpoints.metadata(KIND, self.config, self.statistics)
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on as that run began, annealing included; `ConfigError` where features come from another VAE."""
-        meta = checkpoints.check_metadata(checkpoint, KIND)
+        meta = checkpoints.check_metadata(checkpoint, self.kind)
         self.statistics = meta["statistics"]
         self._anneal(meta["config"].get("annealing"))
         prefix = "features.vae_module."
@@ -325,29 +315,7 @@ class SequenceModule(L.LightningModule):
         """Write all of it (no optimiser) as a checkpoint that `load_from_checkpoint` reads, atomically."""
         if not self.built:
             raise CheckpointError("this module has not seen its system yet: train it, or give atom_types")
-        content: dict[str, Any] = {"state_dict": self.state_dict()}
-        self.on_save_checkpoint(content)
-        checkpoints.write(content, Path(path))
-
-    @classmethod
-    def load_from_checkpoint(  # pyright: ignore[reportIncompatibleMethodOverride]  # fewer arguments
-        cls,
-        checkpoint_path: str | Path,
-        map_location: torch.device | str = "cpu",
-        *,
-        trusted_targets: Sequence[str] = (),
-    ) -> SequenceModule:
-        """Load it, with the VAE of its features if there is one, ready to use (`eval`); nothing in it is executed.
-
-        `trusted_targets` is as for `VAEModule.load_from_checkpoint`.
-        Raises `CheckpointError` for what is damaged, of another version or kind, or not to be trusted.
-        """
-        content = checkpoints.read(bundled.find(checkpoint_path), plain_data_only=True)
-        with trusting(trusted_targets):
-            meta = checkpoints.check_metadata(content, KIND)
-            module = checkpoints.rebuild(cls, meta["config"], content["state_dict"])
-        module.statistics = meta["statistics"]
-        return module.to(map_location).eval()
+        super().save_checkpoint(path)
 
 
 def _features_class(config: Any) -> type[FrameFeatures]:

@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from crystalvae.checks import check_count, check_dropout
 from crystalvae.errors import CheckpointError, ConfigError
+from crystalvae.sequence_module.linear_forecast import LinearForecast
+from crystalvae.sequence_module.windows import FrameSet
 from crystalvae.vae_module.layers.precision import full_precision
 
 _LAYERS = 2
 """Of the encoder; the published weights have as many."""
+_SHARE_WINDOWS = 2000
+"""About so many decide on the share of the future decoder."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,12 @@ class SequenceVAE(nn.Module):
 
     The future decoder predicts the `future_steps` frames after the window; `future_decoder=False` drops it. The sizes
     of hidden states are those of one direction. Architecture: Luxem et al., Commun. Biol. 5, 1267 (2022), but for one
-    thing: a window alone gives what it gives in a batch.
+    thing: a window alone gives what it gives in a batch. With `last_frames` above 0, which the published one has not,
+    the prediction is a `LinearForecast` of so many frames plus what the future decoder makes of the latent, outside of
+    training a share of it (`fit_future_share`).
     """
+
+    future_share: Tensor
 
     def __init__(
         self,
@@ -97,6 +105,7 @@ class SequenceVAE(nn.Module):
         hidden_size: int = 256,
         hidden_size_reconstruction: int = 256,
         hidden_size_prediction: int = 256,
+        last_frames: int = 0,
         softplus: bool = False,
         dropout: float = 0.0,
     ) -> None:
@@ -114,6 +123,10 @@ class SequenceVAE(nn.Module):
             check_count(f"model.{key}", value)
         if future_decoder and future_steps > window:
             raise ConfigError(f"model.future_steps: got {future_steps}; expected at most the {window} of model.window")
+        check_count("model.last_frames", last_frames, at_least=0)
+        if last_frames > (window if future_decoder else 0):
+            most = f"at most the {window} of model.window" if future_decoder else "0 without a future decoder"
+            raise ConfigError(f"model.last_frames: got {last_frames}; expected {most}")
         self.num_features, self.window, self.latent_dim = num_features, window, latent_dim
         self.future_steps = future_steps if future_decoder else 0
         self.encoder = SequenceEncoder(
@@ -131,6 +144,12 @@ class SequenceVAE(nn.Module):
             self.future_decoder = SequenceDecoder(
                 latent_dim=latent_dim, hidden_size=hidden_size_prediction, num_features=num_features
             )
+        self.linear_forecast = None
+        if last_frames:
+            self.linear_forecast = LinearForecast(
+                last_frames=last_frames, steps=future_steps, num_features=num_features
+            )
+            self.register_buffer("future_share", torch.ones(future_steps))
 
     def encode(self, windows: Float[Tensor, "B T F"]) -> SequencePosterior:
         """Return q(z | window)."""
@@ -142,11 +161,42 @@ class SequenceVAE(nn.Module):
         """Return the windows that latents stand for."""
         return self.decoder(latents, self.window)
 
-    def predict(self, latents: Float[Tensor, "B L"]) -> Float[Tensor, "B S F"]:
-        """Return the `future_steps` frames after the windows; `ConfigError` for a model without a future decoder."""
+    def predict(
+        self, latents: Float[Tensor, "B L"], windows: Float[Tensor, "B T F"] | None = None
+    ) -> Float[Tensor, "B S F"]:
+        """Return the `future_steps` frames after the windows, which a model with `last_frames` has to be given.
+
+        Raises `ConfigError` for a model without a future decoder, and where the windows are needed and missing.
+        """
         if self.future_decoder is None:
             raise ConfigError("this model has no future decoder: it was trained with model.future_decoder=false")
-        return self.future_decoder(latents, self.future_steps)
+        change = self.future_decoder(latents, self.future_steps)
+        if self.linear_forecast is None:
+            return change
+        if windows is None:
+            raise ConfigError("predict: this model goes on from the last frames (model.last_frames): give the windows")
+        share = torch.ones_like(self.future_share) if self.training else self.future_share
+        return self.linear_forecast(windows) + share[:, None] * change
+
+    @torch.no_grad()
+    def fit_future_share(self, frames: FrameSet) -> None:
+        """Take over which share of the future decoder's change errs the least, in [0, 1] for each frame ahead.
+
+        It is found on frames that are not trained on, and used outside of training: where the latent tells nothing of
+        what the linear forecast leaves, the decoder has only learnt the training frames by heart, and the share is 0.
+        """
+        assert self.linear_forecast is not None  # noqa: S101  asked for only where there is one
+        assert self.future_decoder is not None  # noqa: S101
+        length = self.window + self.future_steps
+        starts = frames.starts(length)
+        found = torch.zeros(2, self.future_steps, dtype=torch.float64, device=frames.frames.device)
+        for part in starts[:: max(1, len(starts) // _SHARE_WINDOWS)].split(1024):
+            windows = frames.gather(part, length)
+            past, future = windows[:, : self.window], windows[:, self.window :]
+            change = self.future_decoder(self.encode(past).mean, self.future_steps)
+            left = future - self.linear_forecast(past)
+            found += torch.stack(((change * left).sum(dim=(0, 2)), change.square().sum(dim=(0, 2))))
+        self.future_share.copy_((found[0] / found[1].clamp_min(1e-12)).clamp(0.0, 1.0))
 
     @classmethod
     def from_vame(

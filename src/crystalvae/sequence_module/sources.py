@@ -1,10 +1,11 @@
-"""Where trajectories come from: files, or the embedded example."""
+"""Where trajectories come from: files, the embedded example, or what an earlier step kept."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from crystalvae.data.trajectories import Trajectory, embedded_trajectories, read_trajectories
+from crystalvae.data.trajectories.storage import load_trajectories
 from crystalvae.errors import ConfigError
 
 
@@ -66,3 +67,14 @@ class EmbeddedTrajectories:
             n_jobs=self.n_jobs,
             cache_dir=self.cache_dir,
         )
+
+
+class SavedTrajectories:
+    """Trajectories that `save_trajectories` kept, in one file."""
+
+    def __init__(self, *, path: Path | str, name: str) -> None:
+        self.name, self.path = name, path
+
+    def load(self) -> list[Trajectory]:
+        """Read them."""
+        return load_trajectories(Path(self.path))

@@ -7,7 +7,7 @@ of a window. A segment is part of one trajectory; no window spans two.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crystalvae.checks import check_count
+from crystalvae.data.loader import SeededLoader
 from crystalvae.data.sources import Split
 from crystalvae.errors import ConfigError, DataError
 
@@ -187,62 +188,24 @@ class WindowBatch:
         return torch.Generator(device=self.starts.device).manual_seed(mixed % 2**63)
 
 
-class WindowLoader:
-    """Iterate over windows in batches, in an order that is a function of seed and epoch alone.
+class WindowLoader(SeededLoader[WindowBatch]):
+    """Iterate over windows that begin at `starts`, with the options of `SeededLoader`.
 
-    Of several ranks each takes every `world_size`-th window of that order; the windows that would make one rank's
-    share longer are left out in training. The position within an epoch is part of the state, so that training resumes
-    in the middle of one.
+    Of several ranks each takes every `world_size`-th window of the order; the windows that would make one rank's share
+    longer are left out in training.
     """
 
-    def __init__(
-        self,
-        starts: Int[Tensor, "W"],
-        *,
-        batch_size: int,
-        shuffle: bool,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        check_count("data.batch_size", batch_size)
-        if len(starts) < world_size:
-            raise ConfigError(f"{len(starts)} windows cannot be shared out among {world_size} processes")
-        self.starts, self.batch_size, self.shuffle, self.seed = starts, batch_size, shuffle, seed
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-        self._start = 0
-        self._next = 0
+    def __init__(self, starts: Int[Tensor, "W"], **options: Any) -> None:
+        super().__init__(len(starts), "windows", **options)
+        self.starts = starts
 
     def __len__(self) -> int:
-        return math.ceil(len(self.starts) // self.world_size / self.batch_size)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration follows."""
-        self.epoch = epoch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position: the epoch and the number of batches already taken from it."""
-        return {"epoch": self.epoch, "next": self._next, "seed": self.seed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where a saved loader stood."""
-        self.epoch, self.seed = state["epoch"], state["seed"]
-        self._start = self._next = state["next"] % len(self)
+        return math.ceil(self.rows // self.world_size / self.batch_size)
 
     def order(self) -> Int[Tensor, "W"]:
-        """Return this rank's rows in the order of this epoch."""
-        starts = self.starts
-        if self.shuffle:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-            starts = starts[torch.randperm(len(starts), generator=generator)]
-        share = len(starts) // self.world_size
-        return starts[self.rank :: self.world_size][:share]
+        """Return this rank's starts in the order of this epoch."""
+        return self.starts[super().order()][self.rank :: self.world_size][: self.rows // self.world_size]
 
-    def __iter__(self) -> Iterator[WindowBatch]:
-        order = self.order()
-        start, self._start = self._start, 0
-        for number in range(start, len(self)):
-            self._next = number + 1
-            rows = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield WindowBatch(rows, (self.seed, self.epoch, number), self.rank)
+    def _batch(self, number: int, order: Tensor) -> WindowBatch:
+        rows = order[number * self.batch_size : (number + 1) * self.batch_size]
+        return WindowBatch(rows, (self.seed, self.epoch, number), self.rank)

@@ -12,8 +12,9 @@ from torch import Tensor
 from crystalvae.checks import check_count
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.symmetric.projection import project
+from crystalvae.errors import ConfigError
 from crystalvae.vae_module.decoders.heads import DecodedCrystals
-from crystalvae.vae_module.latent_source import DrawOptions, LatentSource, gene_source
+from crystalvae.vae_module.latent_source import DrawOptions, GeneSource, LatentSource
 from crystalvae.vae_module.vae import CrystalVAE
 
 
@@ -75,9 +76,10 @@ def draw_crystals(
     check_count("batch_size", batch_size)
     source.check(options)
     device = vae.quant_conv.weight.device
-    genes = gene_source(source)
-    if genes is not None and bool((asked.atom_types > 0).any()):  # all of one formula together, so that genes differ
-        asked = genes.propose(asked.to(device), options=options, generator=generator).to(asked.device)
+    if isinstance(source, GeneSource) and bool(
+        (asked.atom_types > 0).any()
+    ):  # all of one formula together, so that genes differ
+        asked = source.propose(asked.to(device), options=options, generator=generator).to(asked.device)
     jobs = batches_by_size(asked.num_atoms.cpu(), batch_size, generator)
 
     def work(job: Job) -> CrystalBatch:
@@ -95,12 +97,11 @@ def draw_batch(
     vae: CrystalVAE, source: LatentSource, asked: CrystalBatch, *, options: DrawOptions, generator: torch.Generator
 ) -> CrystalBatch:
     """Draw the crystals of one batch."""
-    genes = gene_source(source)
-    if genes is None:
-        drawn = source.draw(asked, options=options, generator=generator)
+    if isinstance(source, GeneSource):
+        asked = source.propose(asked, options=options, generator=generator)
+        drawn = source.draw_through(vae, asked, options=options, generator=generator)
     else:
-        asked = genes.propose(asked, options=options, generator=generator)
-        drawn = genes.draw_through(vae, asked, options=options, generator=generator)
+        drawn = source.draw(asked, options=options, generator=generator)
     decoded = vae.decode(drawn.latents, drawn.crystals)
     if options.elements is not None:
         decoded = only_elements(decoded, options.elements)
@@ -119,3 +120,15 @@ def only_elements(decoded: DecodedCrystals, elements: Sequence[int]) -> DecodedC
     forbidden = torch.ones(decoded.atom_logits.shape[1], dtype=torch.bool, device=decoded.atom_logits.device)
     forbidden[torch.tensor(sorted(set(elements)), device=forbidden.device)] = False
     return replace(decoded, atom_logits=decoded.atom_logits.masked_fill(forbidden, -torch.inf))
+
+
+def check_elements(template: CrystalBatch, *, proposed: bool) -> None:
+    """Raise `ConfigError` unless all atoms have elements, or none has where they are `proposed` by a prior."""
+    unknown = template.atom_types == 0
+    if not bool(unknown.any()) or (proposed and bool(unknown.all())):
+        return
+    if proposed:
+        raise ConfigError("composition: some atoms have element 0; expected elements for all atoms, or for none")
+    raise ConfigError(
+        "sample: this model predicts structures for given elements; expected a batch with atom_types, got element 0"
+    )

@@ -9,16 +9,12 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import lightning as L
 import torch
 from jaxtyping import Float, Int
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
 
-from crystalvae.build import build, to_plain
-from crystalvae.checkpoints import bundled
-from crystalvae.checkpoints import format as checkpoints
-from crystalvae.checkpoints.trusted import trusting
+from crystalvae.build import build
 from crystalvae.checks import check_count, check_switch
 from crystalvae.data.augmentation import Augmentation, FeatureScales, InputNoise
 from crystalvae.data.batch import CrystalBatch
@@ -32,8 +28,8 @@ from crystalvae.vae_module.conditions.injection import Conditioning
 from crystalvae.vae_module.conditions.values import asked_values, condition_ranges, told
 from crystalvae.vae_module.decoders.heads import DecodedCrystals
 from crystalvae.vae_module.distribution import LOG_VARIANCE_RANGE, DiagonalGaussianDistribution, normal_noise
-from crystalvae.vae_module.draw_crystals import Spread, draw_crystals, one_by_one
-from crystalvae.vae_module.latent_source import DrawOptions, LatentSource, LearnedPrior, gene_source
+from crystalvae.vae_module.draw_crystals import Spread, check_elements, draw_crystals, one_by_one
+from crystalvae.vae_module.latent_source import DrawOptions, GeneSource, LatentSource, LearnedPrior
 from crystalvae.vae_module.latent_space import interpolation
 from crystalvae.vae_module.latent_space.bare_latents import crystals_of_latents
 from crystalvae.vae_module.latent_space.embedding import embed
@@ -42,7 +38,7 @@ from crystalvae.vae_module.latent_space.inputs import as_crystals, given_crystal
 from crystalvae.vae_module.latent_space.interpolation import Mode
 from crystalvae.vae_module.latent_space.latents import reconstruct
 from crystalvae.vae_module.latent_space.maps import Method, latent_map
-from crystalvae.vae_module.lightning import build_optimizer, tell_epoch
+from crystalvae.vae_module.lightning import CrystalModule, build_optimizer, log_training, named, plain_arguments
 from crystalvae.vae_module.objectives.elbo import ELBO, check_weights
 from crystalvae.vae_module.objectives.latent_statistics import LatentStatistics
 from crystalvae.vae_module.objectives.reconstruction import CoordLoss
@@ -55,13 +51,14 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
     from torch_geometric.data import Batch
 
-    Structures = CrystalBatch | Batch | Structure | Atoms | Sequence[Structure] | Sequence[Atoms]
+    OneCrystal = CrystalBatch | Structure | Atoms
+    Structures = OneCrystal | Batch | Sequence[Structure] | Sequence[Atoms]
 
 __all__ = ["DiagonalGaussianDistribution", "VAEModule"]  # published research code imports both from here
 log = logging.getLogger(__name__)
 
 
-class VAEModule(L.LightningModule):
+class VAEModule(CrystalModule):
     """A crystal VAE with its objective, its augmentation and its optimiser.
 
     All arguments are plain config, and are kept in the checkpoint: `encoder`, `decoder` and `bottleneck` (None: the
@@ -69,8 +66,12 @@ class VAEModule(L.LightningModule):
     with a `_target_`, which turns the parts into the loss (None: `ELBO`); `augmentation` {translate, rotate}; `noise`
     as `InputNoise`; `optimizer` and `scheduler` with a `_target_` that takes the parameters, or the optimiser and the
     number of steps; `prior` with a `_target_` where a prior was trained for these latents (`LearnedPrior`);
-    `condition` as `Conditioning` where encoder and decoder are given conditions.
+    `condition` as `Conditioning` where encoder and decoder are given conditions. `load_from_checkpoint` also reads the
+    published Chemeleon2 format, takes names of bundled models, and finds the VAE in the checkpoint of a prior, from
+    which `sample` draws then, or of a predictor.
     """
+
+    kind, kinds = "vae", "vae|prior|predictor"
 
     def __init__(
         self,
@@ -92,12 +93,8 @@ class VAEModule(L.LightningModule):
         condition: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        arguments = {key: value for key, value in locals().items() if key not in {"self", "__class__"}}
-        self.config: dict[str, Any] = {key: to_plain(value) for key, value in arguments.items()}
-        self.statistics: dict[str, Any] = {}
-        """What the checkpoint knows of the training set: its name, `num_atoms` {atom count: crystals}, and the range of
-        `conditions`."""
-        plain = self.config
+        self.config = plain = plain_arguments(locals())
+        self.statistics = {}
         check_switch("vae_module.atom_type_predict", atom_type_predict)
         check_switch("vae_module.bound_lattice", bound_lattice)
         conditioning = Conditioning.of(plain["condition"])
@@ -224,31 +221,24 @@ class VAEModule(L.LightningModule):
         a conditional model what it is told from `encoded["conditions"]`, if it is there.
         """
         if isinstance(encoded, Tensor):
-            return self._decode_bare(encoded, num_atoms, atom_types, conditions)
-        if any(given is not None for given in (num_atoms, atom_types, conditions)):
-            raise ConfigError("decode: got num_atoms, atom_types or conditions beside a mapping; they belong into it")
-        latents = encoded["x"]
+            latents, crystals = encoded, crystals_of_latents(encoded, num_atoms, atom_types)
+            crystals = self.condition.asked(crystals, conditions) if conditions else crystals
+        else:
+            if any(given is not None for given in (num_atoms, atom_types, conditions)):
+                raise ConfigError(
+                    "decode: got num_atoms, atom_types or conditions beside a mapping; they belong into it"
+                )
+            latents, atom_types = encoded["x"], encoded.get("atom_types")
+            crystals = CrystalBatch.empty(encoded["num_atoms"], device=latents.device)
+            crystals = crystals.replace(conditions=encoded.get("conditions", {}))
+            crystals = crystals if atom_types is None else crystals.replace(atom_types=atom_types)
         if latents.shape[-1] != self.latent_dim:
-            raise ValueError(
-                f'decode: encoded["x"] has {latents.shape[-1]} numbers per atom, expected the latent dimension '
-                f'{self.latent_dim}: set encoded["x"] = encoded["posterior"].sample() (or .mode()) first'
+            raise ConfigError(
+                f"decode: got {latents.shape[-1]} numbers per atom; expected the latent dimension {self.latent_dim}, "
+                'which encoded["posterior"].sample() and .mode() have'
             )
-        crystals = CrystalBatch.empty(encoded["num_atoms"], device=latents.device)
-        if "atom_types" in encoded:
-            crystals = crystals.replace(atom_types=encoded["atom_types"])
-        elif self.vae.decoder.atom_type_input:
-            raise ValueError('decode: this model is given the elements; expected encoded["atom_types"] (N,)')
-        decoded = self.vae.decode(latents, crystals.replace(conditions=encoded.get("conditions", {})))
-        return decoded.to_mapping()
-
-    def _decode_bare(self, latents: Tensor, num_atoms: Any, atom_types: Any, conditions: Any) -> dict[str, Tensor]:
-        if latents.shape[-1] != self.latent_dim:
-            raise ConfigError(f"decode: got {latents.shape[-1]} numbers per atom; expected {self.latent_dim}")
         if atom_types is None and self.vae.decoder.atom_type_input:
-            raise ConfigError("decode: this model is given the elements; expected atom_types= (N,)")
-        crystals = crystals_of_latents(latents, num_atoms, atom_types)
-        if conditions:
-            crystals = self.condition.asked(crystals, conditions)
+            raise ConfigError("decode: this model is given the elements; expected atom_types (N,)")
         return self.vae.decode(latents, crystals).to_mapping()
 
     def reconstruct(self, decoder_out: Mapping[str, Tensor], batch: CrystalBatch | Batch) -> CrystalBatch:
@@ -301,11 +291,9 @@ class VAEModule(L.LightningModule):
         if batch is not None and n_samples is not None:
             raise ConfigError("sample: got both batch and n_samples; the number of crystals is said once")
         asked = DrawOptions.of(options)
-        if batch is None:
-            batch = 1 if n_samples is None else n_samples
-        if isinstance(batch, Integral):
-            count = cast("int", batch)
-            check_count("sample: the number of crystals", count)
+        batch = n_samples if batch is None else batch
+        if batch is None or isinstance(batch, Integral):
+            count = 1 if batch is None else cast("int", batch)
             template = CrystalBatch.empty(self.draw_sizes(count, asked, generator))
         else:
             template = as_crystals(cast("CrystalBatch | Batch", batch))
@@ -336,7 +324,7 @@ class VAEModule(L.LightningModule):
         if generator is None:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         if not self.atom_type_predict:
-            _check_elements(template, proposed=self.prior is not None)
+            check_elements(template, proposed=self.prior is not None)
         asked = self.asked(template, options.conditions)
         without = ": this model holds no learned prior" if self.prior is None else ""
         log.info("sampling latents from %s%s", self.source.own_prior, without)
@@ -358,10 +346,9 @@ class VAEModule(L.LightningModule):
 
     def draw_sizes(self, count: int, options: DrawOptions, generator: torch.Generator | None) -> Int[Tensor, "B"]:
         """Draw atom counts from those of the training set, given what is asked for as far as the model knows."""
-        genes = gene_source(self.source)
-        weights_of = None
-        if genes is not None and options.needs_genes:
-            weights_of = partial(genes.size_weights, options=options)
+        source, weights_of = self.source, None
+        if isinstance(source, GeneSource) and options.needs_genes:
+            weights_of = partial(source.size_weights, options=options)
         return draw_atom_counts(
             self.statistics, count, generator=generator, elements=self.elements_needed(options), weights_of=weights_of
         )
@@ -399,7 +386,7 @@ class VAEModule(L.LightningModule):
 
     def reconstruct_structures(
         self,
-        structures: CrystalBatch | Structure | Atoms | Sequence[Structure] | Sequence[Atoms],
+        structures: Structures,
         deterministic: bool = True,
         *,
         generator: torch.Generator | None = None,
@@ -410,30 +397,19 @@ class VAEModule(L.LightningModule):
         made = reconstruct(self.vae, crystals, deterministic=deterministic, generator=generator, batch_size=batch_size)
         return made.to_structure()
 
-    def embed(
-        self,
-        structures: CrystalBatch | Structure | Atoms | Sequence[Structure] | Sequence[Atoms],
-        *,
-        batch_size: int = 512,
-    ) -> Float[Tensor, "B D"]:
+    def embed(self, structures: Structures, *, batch_size: int = 512) -> Float[Tensor, "B D"]:
         """Return one vector per crystal, which depends on neither origin nor order of atoms: see `embedding.embed`."""
         crystals = self.taken("structures", structures)
         return embed(self.vae, crystals, every_origin=self.any_origin, batch_size=batch_size)
 
-    def interpolate(
-        self,
-        a: CrystalBatch | Structure | Atoms,
-        b: CrystalBatch | Structure | Atoms,
-        steps: int = 9,
-        mode: Mode = "linear",
-    ) -> CrystalBatch:
+    def interpolate(self, a: OneCrystal, b: OneCrystal, steps: int = 9, mode: Mode = "linear") -> CrystalBatch:
         """Return `steps` crystals on the way from a to b, both included; see `interpolation.interpolate`."""
         one, other = (self.condition.known(self.taken(name, c, single=True)) for name, c in (("a", a), ("b", b)))
         return interpolation.interpolate(self.vae, one, other, steps=steps, mode=mode, shift_origin=self.any_origin)
 
     def latent_traversal(
         self,
-        structure: CrystalBatch | Structure | Atoms,
+        structure: OneCrystal,
         dim: int,
         range: tuple[float, float] = (-3.0, 3.0),  # noqa: A002  the name that VAE libraries have for it
         steps: int = 7,
@@ -461,9 +437,7 @@ class VAEModule(L.LightningModule):
         )
         return self._index
 
-    def nearest(
-        self, structure: CrystalBatch | Structure | Atoms, k: int = 5, *, index: EmbeddingIndex | None = None
-    ) -> Neighbours:
+    def nearest(self, structure: OneCrystal, k: int = 5, *, index: EmbeddingIndex | None = None) -> Neighbours:
         """Return the `k` crystals whose embeddings are nearest, from `index` or the one that `build_index` made.
 
         Raises `ConfigError` where there is none, or it was made with other weights than the model has now.
@@ -478,7 +452,7 @@ class VAEModule(L.LightningModule):
 
     def latent_map(
         self,
-        structures: CrystalBatch | CrystalDataset | Sequence[Structure] | Sequence[Atoms],
+        structures: Structures | CrystalDataset,
         path: Path | str,
         *,
         color: str | None = None,
@@ -541,11 +515,7 @@ class VAEModule(L.LightningModule):
         for a loss that is not finite.
         """
         _, epoch = self._time(step, epoch)
-        shard = self._shard(batch, step)
-        made = self._reconstruction(shard, training=True)
-        losses = self.vae.losses(made, shard, step=step, epoch=epoch)
-        check_finite(losses, shard, None)
-        self.vae.bottleneck.update(made.posterior, shard)
+        losses = self._training_losses(self._shard(batch, step), step, epoch)
         optimizer.zero_grad()
         losses["loss"].backward()
         if gradient_clip_val is not None:
@@ -569,9 +539,12 @@ class VAEModule(L.LightningModule):
         number = int(torch.randint(2**31, ())) if step is None else step
         return TrainingBatch.whole(self._crystals(batch), seed=(0, 0, number))
 
-    def _losses(self, made: Reconstruction, batch: TrainingBatch) -> dict[str, Tensor]:
-        step, epoch = self._time(None, None)
-        return self.vae.losses(made, batch, step=step, epoch=epoch)
+    def _training_losses(self, shard: TrainingBatch, step: int | None, epoch: int | None) -> dict[str, Tensor]:
+        made = self._reconstruction(shard, training=True)
+        losses = self.vae.losses(made, shard, step=step, epoch=epoch)
+        check_finite(losses, shard, getattr(self._trainer, "datamodule", None))
+        self.vae.bottleneck.update(made.posterior, shard)
+        return losses
 
     def _reconstruction(self, batch: TrainingBatch, *, training: bool) -> Reconstruction:
         target = batch.crystals
@@ -587,15 +560,8 @@ class VAEModule(L.LightningModule):
     def training_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the loss of one batch and log its parts; stop with the crystals' ids where it is not finite."""
         shard = self._shard(batch, self.global_step)
-        made = self._reconstruction(shard, training=True)
-        losses = self._losses(made, shard)
-        check_finite(losses, shard, getattr(self._trainer, "datamodule", None))
-        self.vae.bottleneck.update(made.posterior, shard)
-        # Each rank's sums are divided by the global batch's share, so their mean over ranks is the global loss.
-        options: dict[str, Any] = {"batch_size": shard.crystals.num_graphs, "sync_dist": shard.world_size > 1}
-        self.log("train/loss", losses["loss"], prog_bar=True, **options)
-        self.log_dict({f"train/{name}": value for name, value in losses.items() if name != "loss"}, **options)
-        return losses["loss"]
+        losses = self._training_losses(shard, *self._time(None, None))
+        return log_training(self, losses, batch_size=shard.crystals.num_graphs, world_size=shard.world_size)
 
     def validation_step(self, batch: TrainingBatch | CrystalBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Log losses and reconstruction errors with the posterior mean."""
@@ -610,8 +576,9 @@ class VAEModule(L.LightningModule):
         made = self._reconstruction(whole, training=False)
         self._latents.append(LatentStatistics.of(made.posterior.mode(), self.vae.kl(made)))
         errors = reconstruction_errors(self.vae.to_crystals(made.decoded, made.target), made.target)
-        values = {f"{stage}/{name}": value for name, value in {**self._losses(made, whole), **errors}.items()}
-        self.log_dict(values, batch_size=made.target.num_graphs, sync_dist=True)
+        step, epoch = self._time(None, None)
+        losses = self.vae.losses(made, whole, step=step, epoch=epoch)
+        self.log_dict(named(stage, {**losses, **errors}), batch_size=made.target.num_graphs, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log how much of the latent space is used, so that posterior collapse is seen."""
@@ -626,7 +593,7 @@ class VAEModule(L.LightningModule):
         self._latents = []
         if self.trainer.world_size > 1:
             statistics = statistics.gathered(self.all_gather)
-        self.log_dict({f"{stage}/{name}": value for name, value in statistics.metrics().items()}, sync_dist=True)
+        self.log_dict(named(stage, statistics.metrics()), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser and the learning-rate schedule over the number of steps of the whole run."""
@@ -648,65 +615,3 @@ class VAEModule(L.LightningModule):
             self.vae.fit_conditions(crystals)
             if self.noise.relative > 0:
                 self.noise_scales = FeatureScales.of(crystals)
-
-    def on_train_epoch_start(self) -> None:
-        """Tell the loader the epoch."""
-        tell_epoch(self.trainer, self.current_epoch)
-
-    # ---- checkpoints -------------------------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the model: config, format version, statistics, package versions."""
-        checkpoint[checkpoints.KEY] = checkpoints.metadata("vae", self.config, self.statistics)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Bring a checkpoint that training resumes from to today's format, and take over its statistics."""
-        checkpoint.update(checkpoints.upgraded(checkpoint))
-        self.statistics = checkpoints.check_metadata(checkpoint, "vae")["statistics"]
-
-    def save_checkpoint(self, path: str | Path) -> None:
-        """Write the model alone (no optimiser) as a checkpoint that `load_from_checkpoint` reads, atomically."""
-        content: dict[str, Any] = {"state_dict": self.state_dict()}
-        self.on_save_checkpoint(content)
-        checkpoints.write(content, Path(path))
-
-    @classmethod
-    def load_from_checkpoint(  # pyright: ignore[reportIncompatibleMethodOverride]  # fewer, safer arguments
-        cls,
-        checkpoint_path: str | Path,
-        map_location: torch.device | str = "cpu",
-        *,
-        weights_only: bool = False,
-        trusted_targets: Sequence[str] = (),
-    ) -> VAEModule:
-        """Load a model from a checkpoint of ours or of the published Chemeleon2 format, ready to use (`eval`).
-
-        `checkpoint_path` may be the name of a bundled model (`bundled.models()`). A checkpoint of a prior holds
-        its VAE: `sample` of what is returned then uses that prior. A predictor's holds its VAE, too.
-
-        Nothing in the file is executed either way. `weights_only=True` accepts only plain data, that is, ours;
-        `weights_only=False` also converts pickled published checkpoints through a reader that runs nothing.
-        `trusted_targets` names further packages, each with a dot at its end, whose encoders, decoders and schedules a
-        config may ask for. Raises `CheckpointError` for what is damaged, of another version, or not to be trusted.
-        """
-        content = checkpoints.read(bundled.find(checkpoint_path), plain_data_only=weights_only)
-        with trusting(trusted_targets):
-            meta = checkpoints.check_metadata(content, "vae|prior|predictor")
-            config, weights = meta["config"], content["state_dict"]
-            if meta["kind"] != "vae":
-                config, weights = checkpoints.vae_within(meta["kind"], config, weights)
-            module = checkpoints.rebuild(cls, config, weights)
-        module.statistics = meta["statistics"]
-        return module.to(map_location).eval()
-
-
-def _check_elements(template: CrystalBatch, *, proposed: bool) -> None:
-    """Raise `ConfigError` unless all atoms have elements, or none has where a prior proposes them."""
-    unknown = template.atom_types == 0
-    if not bool(unknown.any()) or (proposed and bool(unknown.all())):
-        return
-    if proposed:
-        raise ConfigError("composition: some atoms have element 0; expected elements for all atoms, or for none")
-    raise ConfigError(
-        "sample: this model predicts structures for given elements; expected a batch with atom_types, got element 0"
-    )

@@ -51,7 +51,7 @@ def scene(
     reason = _obstacle(numbers, frac_coords, lattice)
     if reason:
         return reason
-    source, inside = _with_faces(np.mod(frac_coords.astype(float), 1.0), lattice.astype(float))
+    source, inside = with_faces(np.mod(frac_coords.astype(float), 1.0), lattice.astype(float))
     positions = inside @ lattice.astype(float)
     drawn = np.where((numbers >= 1) & (numbers <= 118), numbers, 0)[source]
     radii = covalent_radii[drawn]
@@ -107,7 +107,7 @@ def _obstacle(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray)
     return ""
 
 
-def _with_faces(frac_coords: np.ndarray, lattice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def with_faces(frac_coords: np.ndarray, lattice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return which atom each drawn one is, and its fractional coordinates, images on faces included."""
     margins = FACE * np.linalg.norm(np.linalg.inv(lattice), axis=0)  # FACE over the distance between opposite faces
     source, rows = [], []

@@ -142,6 +142,11 @@ def facts_of_run(report: EvaluationReport) -> list[tuple[str, str]]:
         "versions": report.versions,
         **{name: value for name, value in report.extra.items() if name != "config"},
     }
+    return written_facts(rows)
+
+
+def written_facts(rows: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Return facts with their names, each in one line; those that are None are left out."""
     result = []
     for name, value in rows.items():
         if isinstance(value, Mapping):

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.data.view.assets import asset, embeddable, vendored
-from crystalvae.data.view.scene import BOND
+from crystalvae.data.view.assets import embeddable
 from crystalvae.errors import OutputError
 from crystalvae.evaluation.evaluation_report import EvaluationReport, plain_data
 from crystalvae.evaluation.report.archive import cif_texts, file_names, write_archive
@@ -43,15 +41,12 @@ from crystalvae.evaluation.report.parity import lattice_parity_plot, rms_plot
 from crystalvae.evaluation.report.periodic_table import element_plot
 from crystalvae.evaluation.report.published import published_numbers
 from crystalvae.evaluation.report.style import Plot, plotting
+from crystalvae.evaluation.report.templates import render
 from crystalvae.files import write_text
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 JSON_NAME = "evaluation.json"
 HTML_NAME = "report.html"
 PLOTS_FOLDER = "plots"
-ASSETS = Path(__file__).with_name("assets")
 MOST_CASES = 8
 """How many of the best, and of the worst, crystals the page shows."""
 
@@ -158,46 +153,23 @@ def _render(
 ) -> str:
     config = plain_data(report.extra.get("config"))
     shown = [group for group in groups if group.cases]
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            heading=heading_of(report),
-            headlines=headlines(report),
-            sections=section_views(report),
-            comparisons=comparisons(report),
-            published=published_numbers(),
-            other_dataset=is_other_dataset(report),
-            plots=plots,
-            plots_folder=PLOTS_FOLDER,
-            inputs=input_rows(report),
-            run=facts_of_run(report),
-            config=json.dumps(config, indent=1, ensure_ascii=False) if config else "",
-            groups=shown,
-            ranked_by=GENERATION_ORDER if report.targets is None else RECONSTRUCTION_ORDER,
-            paired=bool(groups and groups[0].cases and len(groups[0].cases[0].panels) > 1),
-            archives=archives,
-            viewer=embeddable(viewer_data(shown)),
-            libraries=vendored(),
-            asset=asset,
-            report_asset=_report_asset,
-            bond=f"{BOND:g}",
-            chemical_formula=chemical_formula,
-        )
+    return render(
+        "report.html.j2",
+        heading=heading_of(report),
+        headlines=headlines(report),
+        sections=section_views(report),
+        comparisons=comparisons(report),
+        published=published_numbers(),
+        other_dataset=is_other_dataset(report),
+        plots=plots,
+        plots_folder=PLOTS_FOLDER,
+        inputs=input_rows(report),
+        run=facts_of_run(report),
+        config=json.dumps(config, indent=1, ensure_ascii=False) if config else "",
+        groups=shown,
+        ranked_by=GENERATION_ORDER if report.targets is None else RECONSTRUCTION_ORDER,
+        paired=bool(groups and groups[0].cases and len(groups[0].cases[0].panels) > 1),
+        archives=archives,
+        viewer=embeddable(viewer_data(shown)) if shown else "",
+        chemical_formula=chemical_formula,
     )
-
-
-def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    return Environment(
-        loader=FileSystemLoader(ASSETS),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _report_asset(name: str) -> str:
-    return (ASSETS / name).read_text(encoding="utf-8")

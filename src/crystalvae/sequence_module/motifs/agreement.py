@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Int
 
 from crystalvae.errors import DataError
 from crystalvae.sequence_module.motifs.fitting import fit_motifs
+from crystalvae.sequence_module.motifs.segmentation import frame_values
+from crystalvae.sequence_module.windows import FrameSet
+
+_MOST_WINDOWS = 20_000
 
 
 def adjusted_rand_index(motifs: Sequence[Int[np.ndarray, "_"]], regimes: Sequence[Int[np.ndarray, "_"]]) -> float:
@@ -24,8 +30,19 @@ def adjusted_rand_index(motifs: Sequence[Int[np.ndarray, "_"]], regimes: Sequenc
 
 
 def raw_feature_motifs(
-    train: Float[np.ndarray, "M F"], frames: Sequence[Float[np.ndarray, "_ F"]], num_motifs: int, *, seed: int = 0
+    train: FrameSet, frames: FrameSet, num_motifs: int, *, window: int = 1, seed: int = 0
 ) -> list[Int[np.ndarray, "_"]]:
-    """Return what k-means on the features of single frames, fitted to `train`, makes of trajectories: the reference."""
-    model = fit_motifs(train, [len(train)], num_motifs, method="kmeans", seed=seed, restarts=10)
-    return [model.label(entry, [len(entry)])[0] for entry in frames]
+    """Return what k-means on raw features, fitted to `train`, makes of the frames of each segment: the reference.
+
+    It sees single frames or, as the model does, whole windows of them; it is fitted to at most 20,000.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    starts = train.starts(window)
+    starts = starts[torch.randperm(len(starts), generator=generator)[:_MOST_WINDOWS].to(starts.device)]
+    given = train.gather(starts, window).flatten(1).double().cpu().numpy()
+    model = fit_motifs(given, [len(given)], num_motifs, method="kmeans", seed=seed, restarts=10)
+    found = []
+    for start, stop in pairwise(frames.ptr.tolist()):
+        part = frames.frames[start:stop].unfold(0, window, 1).mT.flatten(1).double().cpu().numpy()
+        found.append(frame_values(model.label(part, [len(part)])[0], window))
+    return found

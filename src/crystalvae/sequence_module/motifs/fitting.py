@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,13 @@ from rich.progress import track
 
 from crystalvae.checks import check_count
 from crystalvae.errors import ConfigError, DataError
-from crystalvae.sequence_module.motifs.model import CovarianceType, Method, MotifModel, check_latents
+from crystalvae.sequence_module.motifs.model import (
+    CovarianceType,
+    Method,
+    MotifModel,
+    check_latents,
+    hidden_markov_model,
+)
 from crystalvae.sequence_module.motifs.statistics import row_shares, transition_counts
 
 log = logging.getLogger(__name__)
@@ -26,6 +33,7 @@ MIN_VARIANCE = 1e-3
 """Added to the variances that are fitted, in units of the latents' overall variance."""
 _TOLERANCE = 1e-2
 """A hidden Markov model has settled when an iteration gains less log likelihood than this."""
+_LOCAL_WINDOWS = 31
 _SILHOUETTE_WINDOWS = 5000
 
 
@@ -39,17 +47,21 @@ def fit_motifs(
     seed: int = 0,
     restarts: int = 1,
     iterations: int = 100,
+    overlap: int = 1,
 ) -> MotifModel:
     """Fit motifs to the latents of windows; `lengths` are how many are each trajectory's, in order.
 
     hmm: a hidden Markov model with Gaussian emissions (Rabiner 1989), gmm: a mixture of Gaussians, kmeans: k-means
-    (Lloyd 1982). The best of `restarts` beginnings is kept. Raises `DataError` for more motifs than windows and for
-    latents that are all alike or not finite.
+    (Lloyd 1982). The best of `restarts` beginnings is kept; of hmm there are two each, sorted by where latents are and
+    by how they move. `overlap`: so many neighbouring windows share frames, as a rule the frames of a window; hmm then
+    takes them for one observation, see `hidden_markov_model`.
+    Raises `DataError` for more motifs than windows and for latents that are all alike or not finite.
     """
     values = check_latents(latents, lengths)
     check_count("num_motifs", num_motifs)
     check_count("restarts", restarts)
     check_count("iterations", iterations)
+    check_count("overlap", overlap)
     _check_method(method, covariance)
     distinct = len(np.unique(values, axis=0))
     if num_motifs > distinct:
@@ -60,8 +72,8 @@ def fit_motifs(
         raise DataError(f"the latents of all {len(values)} windows are alike: there are no motifs to tell apart")
     scaled = (values - origin) / scale
     fit = {"hmm": _fit_hmm, "gmm": _fit_gmm, "kmeans": _fit_kmeans}[method]
-    parts = fit(scaled, [n for n in lengths if n], num_motifs, covariance, seed, restarts, iterations)
-    model = MotifModel(method=method, origin=origin, scale=scale, **parts)
+    parts = fit(scaled, [n for n in lengths if n], num_motifs, covariance, seed, restarts, iterations, overlap)
+    model = MotifModel(method=method, origin=origin, scale=scale, overlap=overlap, **parts)
     counts = np.bincount(model._label(scaled, lengths)[0], minlength=num_motifs)
     return _reordered(model, np.argsort(-counts, kind="stable"))
 
@@ -77,11 +89,12 @@ def choose_num_motifs(
     seed: int = 0,
     restarts: int = 1,
     iterations: int = 100,
+    overlap: int = 1,
 ) -> tuple[int, dict[int, float]]:
     """Return the best number of motifs among candidates, and the score of each.
 
-    bic: the Bayesian information criterion (Schwarz 1978) of hmm or gmm, lowest best; neighbouring windows share
-    frames, so that it counts more independent windows than there are and errs towards many motifs. silhouette: the mean
+    bic: the Bayesian information criterion (Schwarz 1978) of hmm or gmm, lowest best; without `overlap` it takes
+    windows that share frames for independent ones and errs towards many motifs. silhouette: the mean
     silhouette (Rousseeuw 1987) of at most 5,000 windows, highest best. Candidates of more motifs than distinct windows
     are left out; `ConfigError` where none is left, and for k-means with bic, which it has none of.
     """
@@ -103,7 +116,7 @@ def choose_num_motifs(
     scores: dict[int, float] = {}
     for count in track(usable, "number of motifs", console=Console(stderr=True), transient=True):
         options = {"method": method, "covariance": covariance, "seed": seed, "restarts": restarts}
-        model = fit_motifs(values, lengths, count, iterations=iterations, **options)
+        model = fit_motifs(values, lengths, count, iterations=iterations, overlap=overlap, **options)
         if criterion == "bic":
             scores[count] = model.bic(values, lengths, covariance=covariance)
         else:
@@ -121,7 +134,14 @@ def _silhouette(values: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _fit_kmeans(
-    scaled: np.ndarray, _lengths: Sequence[int], count: int, _kind: str, seed: int, restarts: int, iterations: int
+    scaled: np.ndarray,
+    _lengths: Sequence[int],
+    count: int,
+    _kind: str,
+    seed: int,
+    restarts: int,
+    iterations: int,
+    _overlap: int,
 ) -> dict[str, np.ndarray]:
     from sklearn.cluster import KMeans
 
@@ -131,7 +151,14 @@ def _fit_kmeans(
 
 
 def _fit_gmm(
-    scaled: np.ndarray, _lengths: Sequence[int], count: int, kind: str, seed: int, restarts: int, iterations: int
+    scaled: np.ndarray,
+    _lengths: Sequence[int],
+    count: int,
+    kind: str,
+    seed: int,
+    restarts: int,
+    iterations: int,
+    _overlap: int,
 ) -> dict[str, np.ndarray]:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
@@ -147,17 +174,24 @@ def _fit_gmm(
 
 
 def _fit_hmm(
-    scaled: np.ndarray, lengths: Sequence[int], count: int, kind: str, seed: int, restarts: int, iterations: int
+    scaled: np.ndarray,
+    lengths: Sequence[int],
+    count: int,
+    kind: str,
+    seed: int,
+    restarts: int,
+    iterations: int,
+    overlap: int,
 ) -> dict[str, np.ndarray]:
-    from hmmlearn.hmm import GaussianHMM
-
     best: Any = None
     best_score = -np.inf
-    for restart in range(restarts):
-        model = GaussianHMM(
-            count, covariance_type=kind, min_covar=MIN_VARIANCE, n_iter=iterations, tol=_TOLERANCE, init_params=""
-        )
-        model.means_, covariances, model.startprob_, model.transmat_ = _begin(scaled, lengths, count, seed + restart)
+    # Motifs may differ in where latents are, or in how much they move about the same place: both are tried.
+    given = (scaled, _local_statistics(scaled, lengths))
+    for restart, sorted_by in itertools.product(range(restarts), given):
+        options = {"min_covar": MIN_VARIANCE, "n_iter": iterations, "tol": _TOLERANCE, "init_params": ""}
+        model = hidden_markov_model(count, overlap=overlap, covariance_type=kind, **options)
+        beginning = _begin(scaled, lengths, count, seed + restart, sorted_by)
+        model.means_, covariances, model.startprob_, model.transmat_ = beginning
         model.covars_ = covariances if kind == "full" else np.stack([np.diag(matrix) for matrix in covariances])
         with _quiet("hmmlearn"):  # convergence is said below, rows without transitions are seen to
             model.fit(scaled, lengths)
@@ -176,17 +210,32 @@ def _fit_hmm(
     }
 
 
+def _local_statistics(scaled: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    """Return mean and log variance of each latent over the windows around each, in units of their deviations."""
+    from scipy.ndimage import uniform_filter1d
+
+    parts = []
+    for part in np.split(scaled, np.cumsum(lengths)[:-1]):
+        mean = uniform_filter1d(part, _LOCAL_WINDOWS, axis=0, mode="nearest")
+        variance = uniform_filter1d((part - mean) ** 2, _LOCAL_WINDOWS, axis=0, mode="nearest")
+        parts.append(np.concatenate((mean, np.log(variance + MIN_VARIANCE)), axis=1))
+    values = np.concatenate(parts)
+    return (values - values.mean(axis=0)) / np.maximum(values.std(axis=0), MIN_VARIANCE)
+
+
 def _begin(
-    scaled: np.ndarray, lengths: Sequence[int], count: int, seed: int
+    scaled: np.ndarray, lengths: Sequence[int], count: int, seed: int, sorted_by: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return centres, covariances, first motifs and transitions as k-means has them, no transition impossible.
+
+    K-means sorts windows by the numbers `sorted_by`, one row a window.
 
     From one covariance for all motifs and transitions that are all alike the fit stays at worse solutions.
     """
     from sklearn.cluster import KMeans
 
     options: Any = {"n_init": 10}  # its stubs want a word
-    labels = KMeans(count, random_state=seed, **options).fit_predict(scaled)
+    labels = KMeans(count, random_state=seed, **options).fit_predict(sorted_by)
     parts = [scaled[labels == motif] for motif in range(count)]
     centred = [part - part.mean(axis=0) for part in parts]
     floor = MIN_VARIANCE * np.eye(scaled.shape[1])

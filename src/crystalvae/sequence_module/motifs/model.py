@@ -15,11 +15,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float, Int
 
+from crystalvae.checks import check_count
 from crystalvae.errors import CheckpointError, ConfigError, DataError
 
 Method = Literal["hmm", "gmm", "kmeans"]
 CovarianceType = Literal["full", "diag"]
 FORMAT_VERSION = 1
+_LEAST_VARIANCE = 1e-6
+"""Of the covariances of a hidden Markov model in any direction: hmmlearn refuses singular ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +30,9 @@ class MotifModel:
     """What a motif is: centres `means` (K, L) of latents that were brought to mean 0 and overall variance 1.
 
     That is done by `origin` (L,) and `scale`. `covariances` (K, L, L) belong to hmm and gmm, `weights` (K,) to gmm and,
-    as the probability of each motif in a first window, to hmm, `transitions` (K, K) to hmm. Motifs are numbered by
-    their use in what they were fitted to, the most used first.
+    as the probability of each motif in a first window, to hmm, `transitions` (K, K) to hmm. `overlap` neighbouring
+    windows share frames and count as one observation of hmm, see `hidden_markov_model`. Motifs are numbered by their
+    use in what they were fitted to, the most used first.
     """
 
     method: Method
@@ -38,6 +42,7 @@ class MotifModel:
     covariances: Float[np.ndarray, "K L L"] | None = None
     weights: Float[np.ndarray, "K"] | None = None
     transitions: Float[np.ndarray, "K K"] | None = None
+    overlap: int = 1
 
     @property
     def num_motifs(self) -> int:
@@ -87,7 +92,7 @@ class MotifModel:
     ) -> float:
         """Return -2 log likelihood + parameters · log W for latents; `ConfigError` for k-means, which has none.
 
-        `covariance` says how many numbers of the covariances were free.
+        `covariance` says how many numbers of the covariances were free. W is the number of windows over `overlap`.
         """
         scaled = (check_latents(latents, lengths) - self.origin) / self.scale
         count, size = self.means.shape
@@ -97,10 +102,10 @@ class MotifModel:
             free += count * (count - 1)
         elif self.method == "gmm":
             joint = self._log_densities(scaled) + np.log(self._of("weights"))
-            likelihood = float(np.logaddexp.reduce(joint, axis=1).sum())
+            likelihood = float(np.logaddexp.reduce(joint, axis=1).sum()) / self.overlap
         else:
             raise ConfigError("k-means has no likelihood and so no bic")
-        return -2.0 * likelihood + free * math.log(len(scaled))
+        return -2.0 * likelihood + free * math.log(max(len(scaled) / self.overlap, 1.0))
 
     def _of(self, name: str) -> np.ndarray:
         values = getattr(self, name)
@@ -114,9 +119,7 @@ class MotifModel:
         return np.stack([multivariate_normal(m, c).logpdf(scaled).reshape(-1) for m, c in parts], 1)
 
     def _hidden_markov(self) -> Any:
-        from hmmlearn.hmm import GaussianHMM
-
-        model = GaussianHMM(self.num_motifs, covariance_type="full")
+        model = hidden_markov_model(self.num_motifs, overlap=self.overlap, covariance_type="full")
         model.n_features = self.means.shape[1]
         model.startprob_, model.transmat_ = self._of("weights"), self._of("transitions")
         model.means_, model.covars_ = self.means, self._of("covariances")
@@ -128,7 +131,8 @@ class MotifModel:
         """Return it as lists and numbers."""
         arrays = {name: getattr(self, name) for name in ("origin", "means", "covariances", "weights", "transitions")}
         plain = {name: None if values is None else values.tolist() for name, values in arrays.items()}
-        return {"format_version": FORMAT_VERSION, "method": self.method, "scale": self.scale, **plain}
+        numbers = {"scale": self.scale, "overlap": self.overlap}
+        return {"format_version": FORMAT_VERSION, "method": self.method, **numbers, **plain}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> MotifModel:
@@ -141,8 +145,9 @@ class MotifModel:
                 )
             names = ("origin", "means", "covariances", "weights", "transitions")
             arrays = {n: None if content[n] is None else np.asarray(content[n], dtype=np.float64) for n in names}
-            model = cls(method=content["method"], scale=float(content["scale"]), **arrays)  # pyright: ignore[reportArgumentType]
-        except (KeyError, TypeError, ValueError) as error:
+            numbers = {"scale": float(content["scale"]), "overlap": check_count("overlap", content.get("overlap", 1))}
+            model = cls(method=content["method"], **numbers, **arrays)  # pyright: ignore[reportArgumentType]
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise CheckpointError(f"motifs: not a description of motifs ({error!r})") from error
         model._check_shapes()
         return model
@@ -175,6 +180,33 @@ class MotifModel:
         if not isinstance(content, dict):
             raise CheckpointError(f"{path}: not a description of motifs")
         return cls.from_dict(content)
+
+
+def hidden_markov_model(count: int, *, overlap: int, **options: Any) -> Any:
+    """Return hmmlearn's hidden Markov model with Gaussian emissions, for windows of which `overlap` share frames.
+
+    Neighbouring windows tell nearly the same. Taken for as many independent observations, they outweigh the
+    transitions, and the path follows every fluctuation; so the log likelihood of a window is divided by `overlap`.
+    """
+    from hmmlearn.hmm import GaussianHMM
+
+    class OverlappingWindows(GaussianHMM):
+        def _compute_log_likelihood(self, X: np.ndarray) -> np.ndarray:  # noqa: N803  hmmlearn's name
+            return super()._compute_log_likelihood(X) / overlap
+
+        def _do_mstep(self, stats: dict[str, Any]) -> None:
+            super()._do_mstep(stats)
+            if self.covariance_type == "full":
+                self._covars_ = _positive(self._covars_)
+
+    return OverlappingWindows(count, **options)
+
+
+def _positive(covariances: np.ndarray) -> np.ndarray:
+    """Return covariances that are positive definite, also where windows fill fewer dimensions than latents have."""
+    values, vectors = np.linalg.eigh(0.5 * (covariances + covariances.swapaxes(1, 2)))
+    raised = np.einsum("kij,kj,klj->kil", vectors, np.maximum(values, _LEAST_VARIANCE), vectors)
+    return np.where((values.min(axis=1) < _LEAST_VARIANCE)[:, None, None], raised, covariances)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -94,6 +94,7 @@ def fit_each(
     seed: int = 0,
     restarts: int = 1,
     iterations: int = 100,
+    overlap: int = 1,
 ) -> dict[str, MotifModel]:
     """Fit motifs to each trajectory by itself; those without a window get none.
 
@@ -114,6 +115,7 @@ def fit_each(
                 seed=seed,
                 restarts=restarts,
                 iterations=iterations,
+                overlap=overlap,
             )
         except DataError as error:
             raise DataError(f"trajectory {name}: {error}") from error

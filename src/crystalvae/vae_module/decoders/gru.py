@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.vae_module.decoders.heads import CoordOutput, CrystalReadOff, DecodedCrystals
+from crystalvae.vae_module.decoders.heads import CrystalReadOff, DecodedCrystals
 from crystalvae.vae_module.layers.gru import AtomGRU
 from crystalvae.vae_module.layers.modulation import per_atom
 
@@ -15,7 +17,7 @@ class GRUDecoder(CrystalReadOff):
     """Run along the latent vectors of a crystal in both directions and read off elements, coordinates and the lattice.
 
     The order of the atoms matters, as for `GRUEncoder`: permuting the latents does not permute the decoded atoms.
-    `coord_output`, `atom_type_input` and `d_condition` as `CrystalReadOff`.
+    Further options are those of `CrystalReadOff`.
     """
 
     def __init__(
@@ -24,20 +26,10 @@ class GRUDecoder(CrystalReadOff):
         d_model: int,
         num_layers: int,
         dropout: float = 0.0,
-        coord_output: CoordOutput = "circle",
-        atom_type_predict: bool = True,
-        atom_type_input: bool | None = None,
-        max_num_elements: int = 100,
         d_condition: int | None = None,
+        **read_off: Any,
     ) -> None:
-        super().__init__(
-            d_model=d_model,
-            coord_output=coord_output,
-            atom_type_predict=atom_type_predict,
-            atom_type_input=atom_type_input,
-            max_num_elements=max_num_elements,
-            d_condition=d_condition,
-        )
+        super().__init__(d_model=d_model, d_condition=d_condition, **read_off)
         self.gru = AtomGRU(
             part="decoder", d_model=d_model, num_layers=num_layers, dropout=dropout, d_condition=d_condition
         )

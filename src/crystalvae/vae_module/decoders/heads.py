@@ -75,10 +75,10 @@ class CrystalReadOff(nn.Module):
         self,
         *,
         d_model: int,
-        coord_output: CoordOutput,
-        atom_type_predict: bool,
-        atom_type_input: bool | None,
-        max_num_elements: int,
+        coord_output: CoordOutput = "circle",
+        atom_type_predict: bool = True,
+        atom_type_input: bool | None = None,
+        max_num_elements: int = 100,
         d_condition: int | None = None,
     ) -> None:
         super().__init__()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.vae_module.decoders.heads import CoordOutput, CrystalReadOff, DecodedCrystals
+from crystalvae.vae_module.decoders.heads import CrystalReadOff, DecodedCrystals
 from crystalvae.vae_module.layers.mlp import Activation, PooledMLP
 from crystalvae.vae_module.layers.modulation import per_atom
 
@@ -16,8 +17,8 @@ from crystalvae.vae_module.layers.modulation import per_atom
 class MLPDecoder(CrystalReadOff):
     """Decode each atom from its own latent vector and the mean over its crystal.
 
-    Permuting atoms permutes the output. `coord_output`, `atom_type_input` and `d_condition` as `CrystalReadOff`, the
-    others as `PooledMLP`.
+    Permuting atoms permutes the output. `num_layers` to `dropout` are as for `PooledMLP`; further options are those of
+    `CrystalReadOff`.
     """
 
     def __init__(
@@ -29,20 +30,10 @@ class MLPDecoder(CrystalReadOff):
         hidden_dims: Sequence[int] | None = None,
         activation: Activation = "gelu",
         dropout: float = 0.0,
-        coord_output: CoordOutput = "circle",
-        atom_type_predict: bool = True,
-        atom_type_input: bool | None = None,
-        max_num_elements: int = 100,
         d_condition: int | None = None,
+        **read_off: Any,
     ) -> None:
-        super().__init__(
-            d_model=d_model,
-            coord_output=coord_output,
-            atom_type_predict=atom_type_predict,
-            atom_type_input=atom_type_input,
-            max_num_elements=max_num_elements,
-            d_condition=d_condition,
-        )
+        super().__init__(d_model=d_model, d_condition=d_condition, **read_off)
         self.mlp = PooledMLP(
             part="decoder",
             d_model=d_model,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
 from crystalvae.checks import check_choice
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.vae_module.decoders.heads import CoordOutput, CrystalReadOff, DecodedCrystals
+from crystalvae.vae_module.decoders.heads import CrystalReadOff, DecodedCrystals
 from crystalvae.vae_module.encoders.transformer import Positions
 from crystalvae.vae_module.layers.attention import PaddingPlan
 from crystalvae.vae_module.layers.modulation import per_atom
@@ -21,7 +21,7 @@ __all__ = ["DecodedCrystals", "TransformerDecoder"]
 class TransformerDecoder(CrystalReadOff):
     """Mix the latent vectors of each crystal by self-attention and read off elements, coordinates and the lattice.
 
-    `coord_output`, `atom_type_input` and `d_condition` as `CrystalReadOff`, `positions` as `TransformerEncoder`.
+    Further options are those of `CrystalReadOff`, `positions` as `TransformerEncoder`.
     """
 
     def __init__(
@@ -34,21 +34,11 @@ class TransformerDecoder(CrystalReadOff):
         dropout: float = 0.0,
         norm_first: bool = True,
         activation: Activation = "gelu",
-        coord_output: CoordOutput = "circle",
         positions: Positions = "none",
-        atom_type_predict: bool = True,
-        atom_type_input: bool | None = None,
-        max_num_elements: int = 100,
         d_condition: int | None = None,
+        **read_off: Any,
     ) -> None:
-        super().__init__(
-            d_model=d_model,
-            coord_output=coord_output,
-            atom_type_predict=atom_type_predict,
-            atom_type_input=atom_type_input,
-            max_num_elements=max_num_elements,
-            d_condition=d_condition,
-        )
+        super().__init__(d_model=d_model, d_condition=d_condition, **read_off)
         check_choice("decoder.positions", positions, get_args(Positions))
         self.positions = positions
         self.transformer = Transformer(

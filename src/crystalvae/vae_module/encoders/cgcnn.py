@@ -8,6 +8,8 @@ it is and where it stands.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from crystalvae.checks import check_count, check_dropout, feedforward_width
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.neighbour_graph import NeighbourGraph, neighbour_graph
 from crystalvae.errors import ConfigError
-from crystalvae.vae_module.encoders.embedding import CoordFeatures, CrystalEmbedding, LatticeFeatures
+from crystalvae.vae_module.encoders.embedding import CrystalEmbedding
 from crystalvae.vae_module.layers.modulation import AdaptiveLayerNorm, per_atom
 from crystalvae.vae_module.layers.precision import full_precision
 
@@ -123,7 +125,7 @@ class CGCNNEncoder(CrystalEmbedding):
     `cutoff` (Å) and `max_neighbours` (null: all) choose the neighbours as `data.neighbour_graph.neighbour_graph` says;
     `num_radial` Gaussians between 0 and the cutoff describe a distance. Permuting atoms permutes the output. What the
     graph says (`surroundings`) jumps where a neighbour comes or goes, as with the published one, and is the same for
-    mirror images. `coord_features`, `lattice_features` and `d_condition` as `CrystalEmbedding`.
+    mirror images. Further options are those of `CrystalEmbedding`.
     """
 
     def __init__(
@@ -136,20 +138,10 @@ class CGCNNEncoder(CrystalEmbedding):
         cutoff: float = 6.0,
         max_neighbours: int | None = 12,
         num_radial: int = 32,
-        coord_features: CoordFeatures = "fourier",
-        num_frequencies: int = 8,
-        lattice_features: LatticeFeatures = "parameters",
-        max_num_elements: int = 100,
         d_condition: int | None = None,
+        **embedding: Any,
     ) -> None:
-        super().__init__(
-            d_model=d_model,
-            coord_features=coord_features,
-            num_frequencies=num_frequencies,
-            lattice_features=lattice_features,
-            max_num_elements=max_num_elements,
-            d_condition=d_condition,
-        )
+        super().__init__(d_model=d_model, d_condition=d_condition, **embedding)
         check_count("encoder.num_layers", num_layers)
         check_dropout("encoder.dropout", dropout)
         check_count("encoder.num_radial", num_radial, at_least=2)

@@ -30,10 +30,10 @@ class CrystalEmbedding(nn.Module):
         self,
         *,
         d_model: int,
-        coord_features: CoordFeatures,
-        num_frequencies: int,
-        lattice_features: LatticeFeatures,
-        max_num_elements: int,
+        coord_features: CoordFeatures = "fourier",
+        num_frequencies: int = 8,
+        lattice_features: LatticeFeatures = "parameters",
+        max_num_elements: int = 100,
         d_condition: int | None = None,
     ) -> None:
         super().__init__()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.vae_module.encoders.embedding import CoordFeatures, CrystalEmbedding, LatticeFeatures
+from crystalvae.vae_module.encoders.embedding import CrystalEmbedding
 from crystalvae.vae_module.layers.gru import AtomGRU
 from crystalvae.vae_module.layers.modulation import per_atom
 
@@ -17,7 +19,7 @@ class GRUEncoder(CrystalEmbedding):
     A crystal is read in the order in which its atoms are listed: unlike with the other encoders, permuting them does
     not permute the output, and another choice of the first atom is another input. Of the arbitrary choices in a
     crystal's description it ignores only the rotation and the image of an atom (with the default features). Batches and
-    the other crystals in them make no difference. `coord_features`, `lattice_features` and `d_condition` as
+    the other crystals in them make no difference. Further options are those of
     `CrystalEmbedding`.
     """
 
@@ -27,20 +29,10 @@ class GRUEncoder(CrystalEmbedding):
         d_model: int,
         num_layers: int,
         dropout: float = 0.0,
-        coord_features: CoordFeatures = "fourier",
-        num_frequencies: int = 8,
-        lattice_features: LatticeFeatures = "parameters",
-        max_num_elements: int = 100,
         d_condition: int | None = None,
+        **embedding: Any,
     ) -> None:
-        super().__init__(
-            d_model=d_model,
-            coord_features=coord_features,
-            num_frequencies=num_frequencies,
-            lattice_features=lattice_features,
-            max_num_elements=max_num_elements,
-            d_condition=d_condition,
-        )
+        super().__init__(d_model=d_model, d_condition=d_condition, **embedding)
         self.gru = AtomGRU(
             part="encoder", d_model=d_model, num_layers=num_layers, dropout=dropout, d_condition=d_condition
         )

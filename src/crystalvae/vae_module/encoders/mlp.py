@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.vae_module.encoders.embedding import CoordFeatures, CrystalEmbedding, LatticeFeatures
+from crystalvae.vae_module.encoders.embedding import CrystalEmbedding
 from crystalvae.vae_module.layers.mlp import Activation, PooledMLP
 from crystalvae.vae_module.layers.modulation import per_atom
 
@@ -16,8 +17,8 @@ from crystalvae.vae_module.layers.modulation import per_atom
 class MLPEncoder(CrystalEmbedding):
     """Embed elements, fractional coordinates and the lattice; atoms hear of each other through their mean alone.
 
-    Permuting atoms permutes the output. `coord_features`, `lattice_features` and `d_condition` as `CrystalEmbedding`,
-    the others as `PooledMLP`.
+    Permuting atoms permutes the output. `num_layers` to `dropout` are as for `PooledMLP`; further options are those of
+    `CrystalEmbedding`.
     """
 
     def __init__(
@@ -29,20 +30,10 @@ class MLPEncoder(CrystalEmbedding):
         hidden_dims: Sequence[int] | None = None,
         activation: Activation = "gelu",
         dropout: float = 0.0,
-        coord_features: CoordFeatures = "fourier",
-        num_frequencies: int = 8,
-        lattice_features: LatticeFeatures = "parameters",
-        max_num_elements: int = 100,
         d_condition: int | None = None,
+        **embedding: Any,
     ) -> None:
-        super().__init__(
-            d_model=d_model,
-            coord_features=coord_features,
-            num_frequencies=num_frequencies,
-            lattice_features=lattice_features,
-            max_num_elements=max_num_elements,
-            d_condition=d_condition,
-        )
+        super().__init__(d_model=d_model, d_condition=d_condition, **embedding)
         self.mlp = PooledMLP(
             part="encoder",
             d_model=d_model,

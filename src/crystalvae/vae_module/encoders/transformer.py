@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
 from crystalvae.checks import check_choice
 from crystalvae.data.batch import CrystalBatch
-from crystalvae.vae_module.encoders.embedding import CoordFeatures, CrystalEmbedding, LatticeFeatures
+from crystalvae.vae_module.encoders.embedding import CrystalEmbedding
 from crystalvae.vae_module.layers.attention import PaddingPlan
 from crystalvae.vae_module.layers.modulation import per_atom
 from crystalvae.vae_module.layers.transformer import Activation, Transformer, sinusoidal_positions
@@ -20,7 +20,7 @@ Positions = Literal["none", "sinusoidal"]
 class TransformerEncoder(CrystalEmbedding):
     """Embed elements, fractional coordinates and the lattice, and mix the atoms of each crystal by self-attention.
 
-    `coord_features`, `lattice_features` and `d_condition` as `CrystalEmbedding`. `positions`: "none" leaves atoms
+    Further options are those of `CrystalEmbedding`. `positions`: "none" leaves atoms
     unordered, so that permuting them permutes the output; "sinusoidal" marks each with its place in the list, as the
     published format.
     """
@@ -35,21 +35,11 @@ class TransformerEncoder(CrystalEmbedding):
         dropout: float = 0.0,
         norm_first: bool = True,
         activation: Activation = "gelu",
-        coord_features: CoordFeatures = "fourier",
-        num_frequencies: int = 8,
-        lattice_features: LatticeFeatures = "parameters",
         positions: Positions = "none",
-        max_num_elements: int = 100,
         d_condition: int | None = None,
+        **embedding: Any,
     ) -> None:
-        super().__init__(
-            d_model=d_model,
-            coord_features=coord_features,
-            num_frequencies=num_frequencies,
-            lattice_features=lattice_features,
-            max_num_elements=max_num_elements,
-            d_condition=d_condition,
-        )
+        super().__init__(d_model=d_model, d_condition=d_condition, **embedding)
         check_choice("encoder.positions", positions, get_args(Positions))
         self.positions = positions
         self.transformer = Transformer(

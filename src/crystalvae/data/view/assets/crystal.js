@@ -8,10 +8,29 @@ const CrystalView = (() => {
     return { x: at(0), y: at(1), z: at(2) };
   }
 
-  function draw(viewer, scene, look) {
-    viewer.removeAllModels();
+  function drawCell(viewer, cell) {
     viewer.removeAllShapes();
     viewer.removeAllLabels();
+    const size = Math.cbrt(Math.abs(
+      cell[0][0] * (cell[1][1] * cell[2][2] - cell[1][2] * cell[2][1]) -
+      cell[0][1] * (cell[1][0] * cell[2][2] - cell[1][2] * cell[2][0]) +
+      cell[0][2] * (cell[1][0] * cell[2][1] - cell[1][1] * cell[2][0])));
+    for (const [from, to] of EDGES) {
+      viewer.addCylinder({ start: corner(cell, from), end: corner(cell, to), radius: 0.004 * size + 0.012, color: "#39424e", fromCap: 1, toCap: 1 });
+    }
+    ["a", "b", "c"].forEach((name, axis) => {
+      const end = corner(cell, 1 << axis);
+      const beyond = 1 + 0.9 / Math.hypot(end.x, end.y, end.z);
+      viewer.addLabel(name, {
+        position: { x: end.x * beyond, y: end.y * beyond, z: end.z * beyond }, fontColor: "#000000", fontOpacity: 1,
+        fontSize: 15, backgroundOpacity: 0, inFront: true, alignment: "center",
+      });
+    });
+  }
+
+  // Returns the model, whose atoms stand in the scene's order.
+  function draw(viewer, scene, look) {
+    viewer.removeAllModels();
     const neighbours = scene.elements.map(() => []);
     for (const [first, second] of scene.bonds) {
       neighbours[first].push(second);
@@ -27,21 +46,7 @@ const CrystalView = (() => {
       const color = look.colours[elem];
       viewer.setStyle({ elem }, { sphere: { radius: 0.2 + 0.22 * look.radii[elem], color }, stick: { radius: 0.09, color } });
     }
-    const size = Math.cbrt(Math.abs(
-      scene.cell[0][0] * (scene.cell[1][1] * scene.cell[2][2] - scene.cell[1][2] * scene.cell[2][1]) -
-      scene.cell[0][1] * (scene.cell[1][0] * scene.cell[2][2] - scene.cell[1][2] * scene.cell[2][0]) +
-      scene.cell[0][2] * (scene.cell[1][0] * scene.cell[2][1] - scene.cell[1][1] * scene.cell[2][0])));
-    for (const [from, to] of EDGES) {
-      viewer.addCylinder({ start: corner(scene.cell, from), end: corner(scene.cell, to), radius: 0.004 * size + 0.012, color: "#39424e", fromCap: 1, toCap: 1 });
-    }
-    ["a", "b", "c"].forEach((name, axis) => {
-      const end = corner(scene.cell, 1 << axis);
-      const beyond = 1 + 0.9 / Math.hypot(end.x, end.y, end.z);
-      viewer.addLabel(name, {
-        position: { x: end.x * beyond, y: end.y * beyond, z: end.z * beyond }, fontColor: "#000000", fontOpacity: 1,
-        fontSize: 15, backgroundOpacity: 0, inFront: true, alignment: "center",
-      });
-    });
+    drawCell(viewer, scene.cell);
     viewer.setView([0, 0, 0, 0, 0, 0, 0, 1]);  // whatever was shown before, from the same side
     viewer.zoomTo();
     viewer.rotate(-72, "x");
@@ -49,6 +54,7 @@ const CrystalView = (() => {
     viewer.rotate(8, "x");
     viewer.zoom(1.25);
     viewer.render();
+    return model;
   }
 
   function hasWebGL() {
@@ -69,5 +75,14 @@ const CrystalView = (() => {
     }
   }
 
-  return { draw, newViewer };
+  function legend(place, elements, look) {
+    place.replaceChildren(...[...new Set(elements)].map((elem) => {
+      const item = document.createElement("span");
+      item.style.setProperty("--colour", look.colours[elem]);
+      item.textContent = elem;
+      return item;
+    }));
+  }
+
+  return { draw, drawCell, newViewer, legend };
 })();

@@ -17,13 +17,7 @@
     } else {
       obstacle.textContent = content.scene ? "This browser cannot draw in three dimensions (no WebGL)." : `Not drawn: ${content.obstacle}.`;
     }
-    const legend = panel.querySelector(".elements");
-    legend.replaceChildren(...[...new Set(content.scene ? content.scene.elements : [])].map((elem) => {
-      const item = document.createElement("span");
-      item.style.setProperty("--colour", data.colours[elem]);
-      item.textContent = elem;
-      return item;
-    }));
+    CrystalView.legend(panel.querySelector(".elements"), content.scene ? content.scene.elements : [], data);
     panel.querySelector(".facts").replaceChildren(...content.facts.flatMap(([name, value]) => {
       const term = document.createElement("dt");
       const text = document.createElement("dd");
