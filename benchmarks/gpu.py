@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("steps", nargs="*", choices=[*STEPS, []], help="by default all")
+    parser.add_argument("steps", nargs="*", choices=[*STEPS, []], metavar="STEP", help="by default all")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="the folder of everything")
     parser.add_argument("--minutes", type=float, default=45.0, help="of this job")
     parser.add_argument("--all-minutes", type=float, help="of all jobs together, for the length of trainings")

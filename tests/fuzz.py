@@ -360,7 +360,7 @@ def run(count: int, seed: int, *, report: Callable[[str], None], first: int = 0)
 def _lines(worker: subprocess.Popen[bytes]) -> Iterator[bytes]:
     assert worker.stdout is not None
     first = True
-    while select.select([worker.stdout], [], [], 300 if first else 10 * SECONDS)[0]:
+    while select.select([worker.stdout], [], [], 900 if first else 30 * SECONDS)[0]:
         line = worker.stdout.readline()
         if not line:
             return

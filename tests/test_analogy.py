@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +24,11 @@ from crystalvae.evaluation.metric import Metric, Section
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.report.comparison import comparisons
 from crystalvae.evaluation.report.numbers import label
-from crystalvae.evaluation.substitution.section import substitutes_for_samples, substitutes_for_targets
+from crystalvae.evaluation.substitution.section import (
+    TITLE_LEARNED,
+    substitutes_for_samples,
+    substitutes_for_targets,
+)
 
 ALONE = Runner(n_jobs=1, progress=False)
 FACES = np.ones((3, 3)) - np.eye(3)
@@ -289,6 +296,10 @@ def test_the_report_shows_the_reference_in_the_published_tables():
     rows = {row.model: row.cells for table in comparisons(report) for row in table.rows if row.ours}
     assert "71.00" in rows["substitution, no model"]
     assert "60.00" in rows["model"]
+    learned = replace(report, sections=[*sections, Section(name="substitution", title=TITLE_LEARNED)])
+    names = {row.model for table in comparisons(learned) for row in table.rows if row.ours}
+    assert "substitution, distances learned" in names
+    assert "substitution, no model" not in names
     assert label("substitution_match_rate_gated@20") == "Substitution: Match rate, gated by validity, @20"
 
 
@@ -355,17 +366,25 @@ def test_evaluate_prints_the_reference_unless_told_not_to(tables: Path):
     Path("salt.cif").rename("given/salt.cif")
     options = ["generated=given", "data=table", f"data.source.data_dir={tables}", "n_jobs=1", "report=false"]
 
-    def metrics(*arguments: str) -> dict[str, object]:
-        import json
+    def written() -> dict[str, Any]:
+        return json.loads(Path("given-evaluation/evaluation.json").read_text())
 
+    def how() -> dict[str, str]:
+        return next(entry["settings"] for entry in written()["sections"] if entry["name"] == "substitution")
+
+    def metrics(*arguments: str) -> dict[str, object]:
         evaluate(compose("evaluate", *options, *arguments))
-        return json.loads(Path("given-evaluation/evaluation.json").read_text())["metrics"]
+        return written()["metrics"]
 
     found = metrics("task=csp", "sections=[]")
     assert found["match_rate@1"] == pytest.approx(1 / 3)
     assert found["substitution_match_rate@1"] == pytest.approx(2 / 3)  # each salt by the other
+    assert how()["distances"] == "of the periodic table"
+    assert metrics("task=csp", "sections=[]", "reference=ranked") == found  # two salts are one gene in any order
+    assert how()["distances"] == "learned from the training set"
+    assert how()["order"].startswith("sum of exp(-1·distance)")
     assert metrics("sections=[validity]")["substitution_structure_valid"] == 1.0
     for switch in ("reference=null", "train_split=null"):
         assert not any(name.startswith("substitution") for name in metrics("sections=[validity]", switch))
-    with pytest.raises(ConfigError, match="reference: got 'prayer'"):
+    with pytest.raises(ConfigError, match="got 'prayer'; expected substitution or ranked"):
         metrics("reference=prayer")

@@ -100,6 +100,14 @@ def test_switches_are_read(name: str, key: str):
         assert OmegaConf.select(checked(name, compose(name, f"{key}={text}")), key) is value
 
 
+@pytest.mark.parametrize("name", ["sample", "evaluate"])
+def test_a_switch_may_be_left_to_the_model(name: str):
+    assert checked(name, compose(name)).sampler.projection is None
+    assert checked(name, compose(name, "sampler.projection=true")).sampler.projection is True
+    with pytest.raises(ConfigError, match=r"sampler.projection: got .*; expected true or false, or null$"):
+        checked(name, compose(name, "sampler.projection=no"))
+
+
 @pytest.mark.parametrize(
     ("name", "override", "message"),
     [

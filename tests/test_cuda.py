@@ -59,7 +59,7 @@ def test_rotations_under_bfloat16_are_rotations(device: str) -> None:
 
 
 @on_each_device
-@pytest.mark.parametrize("sizes", [SIZES, (3, 3, 3), (70, 5, 64, 1)], ids=["mixed", "equal", "long rows"])
+@pytest.mark.parametrize("sizes", [SIZES, (3, 3, 3), (70, 5, 64, 1)], ids=["mixed", "equal", "long-rows"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=["f32", "bf16"])
 def test_packed_attention_is_that_of_padded_rows_and_of_the_cpu(
     device: str, sizes: tuple[int, ...], dtype: torch.dtype, tolerance: float

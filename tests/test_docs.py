@@ -30,8 +30,8 @@ from crystalvae.evaluation.matching.section import reconstruction_metrics
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.validity.structure import describe
 from crystalvae.prior_module.composition_model import CompositionModel
+from crystalvae.prior_module.diffusion import DiffusionSamplerOptions
 from crystalvae.prior_module.flow import SamplerOptions
-from crystalvae.prior_module.latent_flow import LatentFlow
 from crystalvae.prior_module.latent_prior import LatentPrior
 from crystalvae.vae_module.conditions.values import CLASSES, COMPUTED
 from crystalvae.vae_module.objectives.elbo import PUBLISHED_WEIGHTS
@@ -236,25 +236,31 @@ def test_options_of_parts_that_are_dicts_agree_with_the_code():
     assert config["loss_weights"] == {**PUBLISHED_WEIGHTS, "kl": None}, "the objective says that of the KL"
     assert InputNoise(**config["noise"]) == InputNoise()
     prior: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / PRIOR))
-    assert SamplerOptions(**prior["prior"]["sampler"]) == SamplerOptions()
-    assert set(prior["prior"]["sampler"]) == {field.name for field in fields(SamplerOptions)}
+    flow: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / PRIORS[0]))
+    assert SamplerOptions(**flow["sampler"]) == SamplerOptions()
+    symmetric: Any = OmegaConf.load(CONFIGS / "prior_module/prior/symmetric.yaml")
+    assert set(flow["sampler"]) < set(symmetric["sampler"]) == {field.name for field in fields(SamplerOptions)}
     module = LatentPrior(**tiny_prior_config())
     assert (module.time, module.condition_dropout) == (prior["time"], prior["condition_dropout"])
     composition = set(inspect.signature(CompositionModel).parameters) - {"max_num_elements"}
-    assert composition == set(prior["prior"]["composition"])
+    assert composition == set(flow["composition"])
 
 
 def test_every_option_of_the_prior_is_a_config_key():
     config: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / PRIOR))
-    assert set(inspect.signature(LatentPrior).parameters) - {"vae", "optimizer"} <= set(config)
+    assert set(inspect.signature(LatentPrior).parameters) - {"vae", "prior", "optimizer"} <= set(config)
     assert {"optimizer": "muon"} in config["defaults"]
     # What the VAE decides is not asked again.
-    assert set(inspect.signature(LatentFlow).parameters) - {"latent_dim", "elements_given"} <= set(config["prior"])
+    for name in PRIORS:
+        prior: Any = OmegaConf.load(CONFIGS / name)
+        assert set(parameters_of(get_method(prior["_target_"]))) - {"latent_dim", "elements_given"} <= set(prior)
 
 
 def test_every_sampler_option_and_condition_can_be_asked_for():
     config: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "sample.yaml"))
-    assert set(config["sampler"]) == {field.name for field in fields(SamplerOptions)}
+    assert set(config["sampler"]) == {
+        field.name for options in (SamplerOptions, DiffusionSamplerOptions) for field in fields(options)
+    }
     prior: Any = OmegaConf.load(CONFIGS / "experiment" / "mp_20" / "prior_small.yaml")
     assert {*prior.prior_module.prior.conditions, *CLASSES, *COMPUTED} == set(config["conditions"])
 
@@ -299,7 +305,7 @@ def test_experiments_of_priors_compose_and_build(experiment: str, tmp_path: Path
     vae = tiny_config(atom_type_predict=experiment.endswith("dng"))
     module = build("prior_module", OmegaConf.create({**config.prior_module, "vae": vae}))
     assert isinstance(module, LatentPrior)
-    assert (module.prior.composition is None) == experiment.endswith("dng")
+    assert (module.prior.composition is None) == experiment.endswith(("dng", "symmetric_small"))
     assert build("data", config.data).source.name == experiment.partition("/")[0]
     for entry in config.callbacks.values():
         build("callbacks", entry)

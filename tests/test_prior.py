@@ -390,7 +390,9 @@ class Oracle(nn.Module):
         super().__init__()
         self.answer, self.calls = answer, []
 
-    def forward(self, noisy: Tensor, time: Tensor, crystals: CrystalBatch, conditions: Tensor, estimate: Any) -> Tensor:
+    def forward(
+        self, noisy: Tensor, time: Tensor, crystals: CrystalBatch, conditions: Tensor, estimate: Any, hints: Any = None
+    ) -> Tensor:
         self.calls.append({"noisy": noisy, "time": time, "conditions": conditions, "estimate": estimate})
         return self.answer(noisy, time, crystals, conditions, estimate)
 
@@ -563,7 +565,7 @@ def test_training_sees_draws_from_the_posterior_or_its_mean(latents: str, noisy:
     config = tiny_prior_config()
     module = LatentPrior(**config, latents=latents)  # type: ignore[arg-type]
     batch, seen = TrainingBatch.whole(random_crystals()), []
-    zero = lambda given, crystals, values, draws: seen.append(given) or torch.zeros(len(given))  # noqa: E731
+    zero = lambda given, *_: seen.append(given) or torch.zeros(len(given))  # noqa: E731
     monkeypatch.setattr(module.prior, "flow_loss", zero)
     for training in (True, False):
         training_losses(module, batch, training=training)
@@ -780,7 +782,7 @@ def test_progress_is_told_and_devices_kept():
     ("options", "match"),
     [
         ({"temperature": 0.5}, "temperature: got 0.5; expected 1.0, as a learned prior has no"),
-        ({"sampler": {"step": 5}}, "sampler: unknown step; expected some of composition_temperature, .*steps"),
+        ({"sampler": {"step": 5}}, "unknown step; expected some of analogues, composition_temperature, .*steps"),
         ({"sampler": {"steps": 0}}, r"sampler\.steps: got 0"),
         ({"sampler": {"stochasticity": "x"}}, r"sampler\.stochasticity: got 'x'"),
         ({"conditions": {"band_gap": 1.0}}, r"conditions\.band_gap.*it knows energy"),

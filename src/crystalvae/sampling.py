@@ -17,6 +17,7 @@ from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.cif import MAX_SITES
 from crystalvae.data.composition import parse_composition
 from crystalvae.errors import ConfigError
+from crystalvae.prior_module.latent_diffusion import JointConditions
 from crystalvae.vae_module.atom_counts import seen_atom_counts
 from crystalvae.vae_module.conditions.embedder import ConditionEmbedder
 from crystalvae.vae_module.conditions.values import ELEMENTS
@@ -154,7 +155,7 @@ def _check_size(key: str, atoms: int) -> None:
 def _check_near(module: VAEModule, template: CrystalBatch) -> None:
     """Warn of conditions that are far from all that the model saw in training; `ConfigError` for absurd ones."""
     told: set[str] = set()  # an encoder and a decoder may be told the same
-    for embedder in (part for part in module.modules() if isinstance(part, ConditionEmbedder)):
+    for embedder in (part for part in module.modules() if isinstance(part, (ConditionEmbedder, JointConditions))):
         for index, name in enumerate(embedder.names):
             values = template.conditions.get(name)
             if values is None or name in embedder.classes or name in ELEMENTS or name in told:

@@ -1,4 +1,4 @@
-"""`sample method=analogy`: candidates for a composition from known crystals of similar elements, without a model."""
+"""`sample method=analogy` and `ranked`: candidates for a composition from known crystals of similar elements."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from crystalvae.evaluation.validity.contacts import sample_facts
 
 log = logging.getLogger(__name__)
 
-METHODS = ("model", "analogy")
+METHODS = ("model", "analogy", "ranked")
 
 
 def asks_for_analogy(config: DictConfig) -> bool:
-    """Say whether the config's method is analogy; `ConfigError` for an unknown one, and for data without a use."""
+    """Say whether the config's method does without a model; `ConfigError` for an unknown one, and for unused data."""
     if config.method not in METHODS:
         raise ConfigError(f"method: got {config.method!r}; expected one of {', '.join(METHODS)}")
     if config.method == "model" and config.get("data") is not None:
-        raise ConfigError("data: a model is sampled without data; it only has a meaning with method=analogy")
-    return config.method == "analogy"
+        raise ConfigError("data: a model is sampled without data; it only has a meaning with method=analogy or ranked")
+    return config.method != "model"
 
 
 def sample_by_analogy(config: DictConfig) -> str:
@@ -53,7 +53,7 @@ def sample_by_analogy(config: DictConfig) -> str:
     check_output_dir(output_dir, overwrite=config.overwrite)
     relaxer = Relaxer.from_config(config)
     inputs = Inputs(config, "csp")
-    library = inputs.analogies()
+    library = inputs.analogies(learned=config.method == "ranked")
     started = time.perf_counter()
     found = library.search_formula(unit, sizes=sizes, count=count)
     seconds = time.perf_counter() - started
@@ -73,7 +73,7 @@ def sample_by_analogy(config: DictConfig) -> str:
     if outcomes is not None:
         table = table.join(outcomes)
     info = {
-        "method": "analogy",
+        "method": config.method,
         "library": f"{inputs.dataset_name} train",
         "library_crystals": len(library),
         "composition": config.composition,
@@ -104,7 +104,7 @@ def _columns(found: list[Analogue]) -> dict[str, list[object]]:
 
 def _refuse_options(config: DictConfig) -> None:
     if config.composition is None:
-        raise ConfigError("method=analogy: say for which composition, such as composition=LiFePO4")
+        raise ConfigError(f"method={config.method}: say for which composition, such as composition=LiFePO4")
     conditions, sampler = to_plain(config.conditions) or {}, to_plain(config.sampler) or {}
     asked = {
         "temperature": config.temperature != 1.0,
@@ -117,4 +117,4 @@ def _refuse_options(config: DictConfig) -> None:
     }
     given = [name for name, used in asked.items() if used]
     if given:
-        raise ConfigError(f"{', '.join(given)}: only a model can be asked for that; leave out method=analogy")
+        raise ConfigError(f"{', '.join(given)}: only a model can be asked for that; leave out method={config.method}")

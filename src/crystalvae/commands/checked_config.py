@@ -92,7 +92,7 @@ def _told(value: Any) -> str:
 
 def _fits(schema: type, key: str, hint: Any, described: Field[Any], value: Any) -> bool:
     if bool in _alternatives(hint):  # OmegaConf would take `no`, `off` and any number
-        return isinstance(value, bool)
+        return isinstance(value, bool) or (value is None and NoneType in get_args(hint))
     try:
         taken = OmegaConf.select(OmegaConf.merge(OmegaConf.structured(schema), {key: value}), key)
     except ValidationError:

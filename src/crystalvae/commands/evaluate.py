@@ -16,6 +16,7 @@ from crystalvae import checks
 from crystalvae.build import to_plain
 from crystalvae.commands.inputs import Inputs, generate, predict, reconstruct_all
 from crystalvae.commands.relaxing import potential_named
+from crystalvae.data.analogy import AnalogyLibrary
 from crystalvae.data.sources import SPLITS, cache_root
 from crystalvae.data.writers import write_crystals
 from crystalvae.errors import ConfigError, DataError, OutputError
@@ -50,6 +51,8 @@ from crystalvae.evaluation.symmetry.symmetrized_cifs import write_symmetrized
 from crystalvae.output_dir import check_writable
 
 log = logging.getLogger(__name__)
+
+REFERENCES = ("substitution", "ranked")
 
 
 def evaluate(config: DictConfig) -> str:
@@ -110,7 +113,7 @@ def _csp(
     return evaluate_csp(
         targets=targets, generated=generated, candidates=candidates, runner=runner, settings=settings, known=known,
         substitutes=_substitutes(
-            config, lambda: substitutes_for_targets(inputs.analogies(), targets, count=most)
+            config, inputs, lambda library: substitutes_for_targets(library, targets, count=most)
         ),
         ks=None if ks is None else [checks.check_count("ks", k) for k in ks],
     )  # fmt: skip
@@ -129,19 +132,21 @@ def _generation(
     return evaluate_generation(
         generated=generated, known=replace(known, reference=targets), runner=runner, settings=settings, times=times,
         substitutes=_substitutes(
-            config, lambda: substitutes_for_samples(inputs.analogies(), generated, seed=settings.seed)
+            config, inputs, lambda library: substitutes_for_samples(library, generated, seed=settings.seed)
         ),
     )  # fmt: skip
 
 
-def _substitutes(config: DictConfig, find: Callable[[], Substitutes]) -> Substitutes | str | None:
+def _substitutes(
+    config: DictConfig, inputs: Inputs, find: Callable[[AnalogyLibrary], Substitutes]
+) -> Substitutes | str | None:
     """Return the substitution reference, why there is none where it was asked for, or None where it was not."""
     if config.reference is None:
         return None
     if config.train_split is None:
         return NO_LIBRARY
     try:
-        return find()
+        return find(inputs.analogies(learned=config.reference == "ranked"))
     except DataError as error:  # a data set of which there is no such split
         return str(error)
 
@@ -157,8 +162,8 @@ def _kind(config: DictConfig) -> Kind:
         raise ConfigError(f"task: got {kind!r}; expected one of {', '.join(get_args(Kind))}")
     if kind == "reconstruction" and config.generated is not None:
         raise ConfigError("task=reconstruction needs ckpt_path; reconstructed crystals from files are task=csp")
-    if config.reference not in (None, "substitution"):
-        raise ConfigError(f"reference: got {config.reference!r}; expected substitution, or null")
+    if config.reference not in (None, *REFERENCES):
+        raise ConfigError(f"reference: got {config.reference!r}; expected {' or '.join(REFERENCES)}, or null")
     if config.split not in SPLITS:
         raise ConfigError(f"split: got {config.split!r}; expected one of {', '.join(SPLITS)}")
     return kind

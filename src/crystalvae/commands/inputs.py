@@ -25,6 +25,7 @@ from crystalvae.evaluation.evaluation_report import Kind
 from crystalvae.evaluation.inputs import CrystalSet, read_crystals
 from crystalvae.evaluation.matching.candidates import Candidates
 from crystalvae.evaluation.speed import SamplingTimes, time_sampling
+from crystalvae.prior_module.learned_metric import learned_metric
 from crystalvae.sampling import request_template
 from crystalvae.vae_module.vae_module import VAEModule
 
@@ -78,11 +79,17 @@ class Inputs:
             self._reference = self.choose(whole) if chosen else whole
         return self._reference
 
-    def analogies(self) -> AnalogyLibrary:
-        """Return the training crystals as a library of analogues, its genes kept in the cache."""
+    def analogies(self, *, learned: bool = False) -> AnalogyLibrary:
+        """Return the training crystals as a library of analogues, its genes kept in the cache.
+
+        `learned` distances between elements are those that the library itself teaches; see `learned_metric`.
+        """
         name: Split = self._config.get("train_split", "train")
         train = self.split(name)
-        return AnalogyLibrary.of(train.crystals, train.ids, cache_dir=cache_root(None) / self.dataset_name)
+        library = AnalogyLibrary.of(train.crystals, train.ids, cache_dir=cache_root(None) / self.dataset_name)
+        if learned:
+            library.metric = learned_metric(library)
+        return library
 
     def generated(self) -> CrystalSet:
         """Return the crystals from outside."""

@@ -94,6 +94,7 @@ class Sampler:
     composition_temperature: Number | None
     projection: bool | None
     analogues: str | None
+    trust: Number | None
 
 
 @dataclass(kw_only=True)

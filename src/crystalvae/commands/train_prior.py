@@ -14,8 +14,10 @@ from crystalvae.checkpoints import bundled
 from crystalvae.checkpoints import format as checkpoints
 from crystalvae.commands.train import check_exclusive, run_training
 from crystalvae.errors import ConfigError
+from crystalvae.prior_module.latent_diffusion import LatentDiffusion
 from crystalvae.prior_module.latent_flow import LatentFlow
 from crystalvae.prior_module.latent_prior import LatentPrior
+from crystalvae.prior_module.symmetric_flow import SymmetricFlow
 from crystalvae.vae_module.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
@@ -50,12 +52,12 @@ def prior_module(config: DictConfig) -> LatentPrior:
     return module
 
 
-def _start_from(prior: LatentFlow, weights: Mapping[str, Tensor]) -> None:
+def _start_from(prior: LatentFlow | LatentDiffusion, weights: Mapping[str, Tensor]) -> None:
     """Take over a prior's weights; where this one is told genes and that one was not, the flow's alone.
 
     Such a prior has no conditions that it was not given, so what it knew as "unknown" becomes what it knows.
     """
-    if prior.gene is None or any(name.startswith("gene.") for name in weights):
+    if not isinstance(prior, SymmetricFlow) or any(name.startswith("gene.") for name in weights):
         checkpoints.load_weights(prior, weights)
         return
     unknown, bias = "conditions.unknown", "denoiser.size_embedder.2.bias"

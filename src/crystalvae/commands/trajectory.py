@@ -20,7 +20,7 @@ from crystalvae.data.prototypes.by_name import find_prototype
 from crystalvae.data.readers import read_crystals
 from crystalvae.data.trajectories.dynamics import Dynamics, Regime
 from crystalvae.data.trajectories.relaxation import Descent
-from crystalvae.data.trajectories.simulation import Descents, Simulation
+from crystalvae.data.trajectories.simulation import Descents, Runs, Simulation
 from crystalvae.data.trajectories.trajectory import Trajectory
 from crystalvae.errors import ConfigError, DataError
 from crystalvae.evaluation.stability.potentials import Potential
@@ -138,7 +138,7 @@ def _read(path: Path, name: str | None) -> CrystalDataset:
     return found.subset(rows)
 
 
-def _runs(config: DictConfig) -> Simulation | Descents:
+def _runs(config: DictConfig) -> Runs:
     if config.method not in METHODS:
         raise ConfigError(f"method: got {config.method!r}; expected one of {', '.join(METHODS)}")
     count = checks.check_count("num_trajectories", config.num_trajectories)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
+from crystalvae.data.canonical import element_order
 from crystalvae.data.prototypes.substitution import element_table
 from crystalvae.data.wyckoff_genes import Arrays, StoredGenes
 from crystalvae.errors import ConfigError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 ROW_WEIGHT = 0.7
 """What a difference of one row of the periodic table counts, in differences of one group."""
 DECAY = 1.5
-"""Crystals at a distance d have the similarity exp(-DECAY·d)."""
+"""Crystals at a distance d have the similarity exp(-DECAY·d), unless distances are learned: those are in nats."""
 NEAREST = 600
 """Crystals (each once for every order of its elements) whose similarities are summed; farther ones add nothing."""
 MOST_ORDERS = 5040
@@ -42,8 +43,9 @@ class Analogue:
     """A candidate structure: the known crystal `source` with its elements exchanged and its volume adapted.
 
     `distance` is how unlike the two sets of elements are, 0 for the same elements; `similarity` is the sum of
-    exp(-1.5·distance) over all known crystals with this arrangement, by which candidates are ordered. Candidates with
-    equal `gene` put the same elements on the same sites of the same space group (`source`'s).
+    exp(-1.5·distance), or exp(-distance) where distances are learned, over all known crystals with this arrangement, by
+    which candidates are ordered. Candidates with equal `gene` put the same elements on the same sites of the same space
+    group (`source`'s).
     """
 
     numbers: Int[np.ndarray, "n"]
@@ -68,6 +70,28 @@ class Analogue:
 
 
 @dataclass(frozen=True, eq=False)
+class ElementMetric:
+    """How far elements are from each other, and crystals: Σ scale · apart over their elements, exp(-decay · that).
+
+    `apart` is by atomic number. `scales` are by the number of elements of a crystal and the place of each of them in
+    the order of electronegativity; crystals of more elements than there are rows for have the scales of the last.
+    """
+
+    apart: Float[np.ndarray, "E E"]
+    scales: Float[np.ndarray, "C K"] | None = None
+    decay: float = DECAY
+
+    def rows(self, wanted: Int[np.ndarray, "S"]) -> Float[np.ndarray, "S E"]:
+        """Return the distances of each wanted element from all."""
+        table = self.apart[wanted]
+        if self.scales is None:
+            return table
+        places = element_order().numpy()[wanted].argsort().argsort()
+        last = len(self.scales) - 1
+        return table * self.scales[min(len(wanted), last), np.minimum(places, self.scales.shape[1] - 1)][:, None]
+
+
+@dataclass(frozen=True, eq=False)
 class _Family:
     """The crystals with given numbers of atoms per element: M of them, S elements each, P orders to try."""
 
@@ -81,6 +105,7 @@ class AnalogyLibrary:
 
     Cells are taken as they are: a composition finds crystals with the same numbers of atoms per element in the cell,
     whatever the elements. Genes (`wyckoff_genes`) are found when needed, 2 ms per crystal, and kept in `cache`.
+    `metric` is by default that of `element_distances`.
 
     Raises `ValueError` unless there is one id per crystal.
     """
@@ -90,6 +115,7 @@ class AnalogyLibrary:
             raise ValueError(f"AnalogyLibrary.ids: expected {len(crystals)}, one per crystal, got {len(ids)}")
         self.crystals, self.ids = crystals, ids
         self.genes = StoredGenes(crystals, path=cache)
+        self.metric = ElementMetric(element_distances())
         members: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = defaultdict(list)
         for index, (numbers, _, _) in enumerate(crystals):
             elements, counts = _slots(numbers)
@@ -122,6 +148,22 @@ class AnalogyLibrary:
         )
         return sorted({size for size in multiples if tuple(size * count for count in counts) in self._families})
 
+    def families(self) -> Iterator[tuple[Int[np.ndarray, "M S"], list[object]]]:
+        """Yield elements and genes of the crystals with the same numbers of atoms per element, all genes being found.
+
+        Elements, and places in genes, are in the order of electronegativity; a crystal without symmetry has a gene of
+        its own.
+        """
+        found: dict[tuple[int, ...], list[tuple[np.ndarray, object]]] = defaultdict(list)
+        ranks = element_order().numpy()
+        for index, (numbers, _, _) in enumerate(self.crystals):
+            elements, counts = np.unique(numbers, return_counts=True)
+            order, gene = ranks[elements].argsort(), self.genes[index]
+            key = gene.of_elements(order.tolist()) if gene.space_group else index
+            found[tuple(counts[order].tolist())].append((elements[order], key))
+        for entries in found.values():
+            yield np.stack([elements for elements, _ in entries]), [key for _, key in entries]
+
     def search(
         self,
         composition: Sequence[int] | Int[np.ndarray, "n"],
@@ -132,7 +174,8 @@ class AnalogyLibrary:
         """Return up to `count` candidates for the atomic numbers of one cell, one per gene, the likeliest first.
 
         1. Crystals with the same numbers of atoms per element are compared element by element, in every order that
-           keeps the numbers of atoms: their distance is the sum over the elements of |Δgroup| + 0.7·|Δrow|.
+           keeps the numbers of atoms: their distance is the sum over the elements of |Δgroup| + 0.7·|Δrow|, or what
+           `metric` says.
         2. Those whose elements would take the same places (one gene) are one candidate, and their similarities
            exp(-1.5·distance) are added up; candidates are ordered by that sum, the nearest crystal stands for each.
         3. Its elements are exchanged, and its volume multiplied by Σ r'^3 / Σ r^3, r the covalent radii of its atoms.
@@ -148,14 +191,14 @@ class AnalogyLibrary:
             return []
         sums: dict[object, float] = defaultdict(float)
         nearest: dict[object, tuple[int, np.ndarray, float]] = {}
-        for member, order, distance in _nearest(wanted, counts, family):
+        for member, order, distance in _nearest(counts, family, self.metric.rows(wanted)):
             index = int(family.crystals[member])
             if exclude and self.ids[index] in exclude:
                 continue
             places = np.argsort(family.elements[member]).argsort()[order]  # elements by atomic number, as genes have it
             gene = self.genes[index]
             key = gene.of_elements(places.tolist()) if gene.space_group else index
-            sums[key] += float(np.exp(-DECAY * distance))
+            sums[key] += float(np.exp(-self.metric.decay * distance))
             nearest.setdefault(key, (index, order, distance))
         ranked = sorted(sums, key=lambda key: -sums[key])[:count]
         return [self._exchanged(wanted, *nearest[key], sums[key], key) for key in ranked]
@@ -227,14 +270,13 @@ def _orders(counts: tuple[int, ...]) -> Int[np.ndarray, "P S"] | None:
 
 
 def _nearest(
-    wanted: np.ndarray, counts: tuple[int, ...], family: _Family
+    counts: tuple[int, ...], family: _Family, table: Float[np.ndarray, "S E"]
 ) -> Iterator[tuple[int, Int[np.ndarray, "S"], float]]:
     """Yield the nearest crystals of a family with the order of elements and the distance, the nearest first."""
     if family.orders is None:
-        yield from _best_orders(wanted, counts, family)
+        yield from _best_orders(counts, family, table)
         return
-    table = element_distances()[wanted]  # (S, E)
-    distances = sum(table[slot][family.elements[:, family.orders[:, slot]]] for slot in range(len(wanted)))
+    distances = sum(table[slot][family.elements[:, family.orders[:, slot]]] for slot in range(len(counts)))
     flat = np.asarray(distances).ravel()
     chosen = np.argpartition(flat, NEAREST)[:NEAREST] if len(flat) > NEAREST else np.arange(len(flat))
     for place in chosen[np.lexsort((chosen, flat[chosen]))].tolist():
@@ -243,7 +285,7 @@ def _nearest(
 
 
 def _best_orders(
-    wanted: np.ndarray, counts: tuple[int, ...], family: _Family
+    counts: tuple[int, ...], family: _Family, table: Float[np.ndarray, "S E"]
 ) -> Iterator[tuple[int, Int[np.ndarray, "S"], float]]:
     from scipy.optimize import linear_sum_assignment
 
@@ -251,7 +293,7 @@ def _best_orders(
     forbidden = np.where(sizes[:, None] == sizes, 0.0, 1e6)
     found = []
     for member, elements in enumerate(family.elements):
-        costs = element_distances()[wanted][:, elements] + forbidden
+        costs = table[:, elements] + forbidden
         rows, order = linear_sum_assignment(costs)
         found.append((float(costs[rows, order].sum()), member, order))
     for distance, member, order in sorted(found, key=lambda entry: entry[:2])[:NEAREST]:

@@ -27,6 +27,8 @@ _STEPS = np.array([2e-3] * 3 + [1e-2] * 3)
 """In which lengths (Å) and angles (degrees) are kept, in two bytes each; coordinates in 1/65536."""
 _TURN = 65536
 _SAME_LENGTHS = 5e-3
+_LARGEST = 2**30
+"""Bytes; a damaged checkpoint is not to fill the memory."""
 FARTHEST = 10.0
 """Distances between elements are told up to this one."""
 
@@ -68,16 +70,18 @@ class _Kept:
     @classmethod
     def unpack(cls, packed: bytes) -> _Kept:
         try:
-            content = zlib.decompress(packed)
+            content = zlib.decompressobj().decompress(packed, _LARGEST)
             crystals, orbits = struct.unpack_from("<qq", content)
             counts = (crystals, crystals, orbits, orbits, 3 * orbits, 6 * crystals)
-            parts, start = [], struct.calcsize("<qq")
+            parts: list[np.ndarray] = []
+            start = struct.calcsize("<qq")
             for count, kind in zip(counts, ("<u1",) * 4 + ("<u2",) * 2, strict=True):
                 parts.append(np.frombuffer(content, kind, count, start).astype(np.int64))
                 start += parts[-1].size * np.dtype(kind).itemsize
         except (zlib.error, struct.error, ValueError) as error:
             raise CheckpointError(f"damaged checkpoint: the prior's known crystals cannot be read ({error})") from error
-        return cls(*parts[:4], parts[4].reshape(3, -1).T, parts[5].reshape(6, -1).T)
+        groups, of_each, elements, sites, points, cells = parts
+        return cls(groups, of_each, elements, sites, points.reshape(3, -1).T, cells.reshape(6, -1).T)
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +230,7 @@ class Analogues(nn.Module):
 
 
 def _sizes() -> Float[Tensor, "E"]:
-    """Return the cubes of covalent radii in Å^3 by atomic number; heavy elements without one are as large as the last."""
+    """Return the cubes of covalent radii in Å^3 by atomic number; the heaviest are as large as the last known."""
     radii = element_table().covalent_radius
     radii = np.where(np.isnan(radii), np.nanmax(radii[80:]), radii)
     return torch.from_numpy(np.concatenate((radii, np.full(120 - len(radii), radii[-1])))).float() ** 3

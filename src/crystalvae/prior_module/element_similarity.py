@@ -91,7 +91,7 @@ class ElementSimilarity(nn.Module):
             results.append(total / max(1, seen))
         return results
 
-    def _losses(self, entry: KnownGenes, rows: Int[Tensor, "Q"]) -> Float[Tensor, "Q"]:
+    def _losses(self, entry: KnownGenes, rows: Int[Tensor, "Q"]) -> Float[Tensor, "T"]:
         same = (entry.pattern_numbers[rows][:, None] == entry.pattern_numbers).scatter(1, rows[:, None], value=False)
         told = same.any(dim=1)
         if not bool(told.any()):

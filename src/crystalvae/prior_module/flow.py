@@ -65,7 +65,7 @@ class SamplerOptions:
     from which elements and their numbers are drawn, where the prior proposes them; with genes, of all their parts.
     With genes, `projection` moves the estimate at every step onto the sites and cells of its space group (at the end
     crystals always are), and `analogues` says which training crystal with the same sites the flow is told: the nearest,
-    one drawn by similarity, or none.
+    one drawn by similarity, or none; up to time `trust` it is itself taken for the estimate, where there is one.
     """
 
     solver: Solver = "euler"
@@ -76,12 +76,13 @@ class SamplerOptions:
     composition_temperature: float = 1.0
     projection: bool = False
     analogues: Known = "nearest"
+    trust: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("sampler.solver", self.solver, get_args(Solver))
         check_choice("sampler.analogues", self.analogues, get_args(Known))
         check_switch("sampler.projection", self.projection)
-        for name in ("stochasticity", "time_shift", "guidance_scale", "composition_temperature"):
+        for name in ("stochasticity", "time_shift", "guidance_scale", "composition_temperature", "trust"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ConfigError(f"sampler.{name}: got {value!r}; expected a number")
@@ -89,6 +90,8 @@ class SamplerOptions:
             raise ConfigError(f"sampler.steps: got {self.steps!r}; expected a whole number of at least 1")
         if not 0.0 <= self.stochasticity <= 1.0:
             raise ConfigError(f"sampler.stochasticity: got {self.stochasticity}; expected a number in [0, 1]")
+        if not 0.0 <= self.trust <= 1.0:
+            raise ConfigError(f"sampler.trust: got {self.trust}; expected a time in [0, 1]")
         if self.stochasticity > 0 and self.solver != "euler":
             raise ConfigError(
                 f"sampler.stochasticity: got {self.stochasticity} with solver={self.solver}, which follows the ODE; "

@@ -17,13 +17,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from crystalvae.build import to_plain
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.errors import CheckpointError, ConfigError
 from crystalvae.prior_module.gene_model import GeneModel
 from crystalvae.prior_module.gene_steps import Steps, step_through
 from crystalvae.prior_module.genes import Genes
 from crystalvae.vae_module.conditions.embedder import ConditionEmbedder
-from crystalvae.vae_module.conditions.values import Values, condition_values, drop_conditions
+from crystalvae.vae_module.conditions.values import Values, condition_values, drop_conditions, known_classes
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +34,18 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 class ConditionedGenes(nn.Module):
     """A gene model and the embedder of the conditions that it is told."""
 
-    def __init__(self, *, conditions: Sequence[str] = (), **model: Any) -> None:
+    def __init__(
+        self,
+        *,
+        conditions: Sequence[str] = (),
+        classes: Mapping[str, int | Sequence[str]] | None = None,
+        **model: Any,
+    ) -> None:
         super().__init__()
-        self.config = {"conditions": list(conditions), **model}
+        self.config = {"conditions": list(conditions), "classes": to_plain(classes), **model}
         self.model = GeneModel(**model)
-        self.conditions = ConditionEmbedder(names=conditions, d_model=model["d_model"])
+        known = known_classes(classes, key="prior.classes")
+        self.conditions = ConditionEmbedder(names=conditions, classes=known, d_model=model["d_model"])
 
     def negative_log_likelihood(self, steps: Steps, values: Values) -> Tensor:
         """Return -log p of each gene in nats."""

@@ -97,7 +97,6 @@ class LatentDiffusion(nn.Module):
     own_prior = "learned prior"
     proposes_elements = False
     composition = None
-    gene = None
     """Elements are decoded: no model proposes them, or their sites."""
     latent_std: Tensor
     conditions: JointConditions | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -14,22 +14,15 @@ from torch import Tensor, nn
 from crystalvae.checks import check_choice
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.canonical import element_order
-from crystalvae.data.symmetric.projection import AtomSites, project
 from crystalvae.errors import ConfigError
-from crystalvae.prior_module.analogues import Analogues
 from crystalvae.prior_module.composition_model import CompositionModel, Compositions
 from crystalvae.prior_module.denoiser import Denoiser
 from crystalvae.prior_module.flow import Prediction, SamplerOptions, interpolate, preconditioning, solve
-from crystalvae.prior_module.gene_drawing import GeneDrawer
-from crystalvae.prior_module.gene_steps import asked_space_groups
-from crystalvae.prior_module.gene_training import ConditionedGenes
-from crystalvae.prior_module.genes import Genes
 from crystalvae.prior_module.hints import Hints
 from crystalvae.vae_module.conditions.embedder import ConditionEmbedder
 from crystalvae.vae_module.conditions.values import Classes, Values, known_classes, told
 from crystalvae.vae_module.distribution import normal_noise
-from crystalvae.vae_module.latent_source import Autoencoder, Drawn, DrawOptions
-from crystalvae.vae_module.layers.precision import full_precision
+from crystalvae.vae_module.latent_source import Drawn, DrawOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +47,8 @@ class LatentFlow(nn.Module):
     """
 
     own_prior = "learned prior"
+    genes_given: ClassVar[bool] = False
+    """Whether the network is told genes: `SymmetricFlow`."""
     latent_mean: Tensor
     latent_std: Tensor
     signal: Tensor
@@ -73,18 +68,12 @@ class LatentFlow(nn.Module):
         conditions: Sequence[str] = (),
         classes: Mapping[str, int | Sequence[str]] | None = None,
         composition: Mapping[str, Any] | None = None,
-        gene: Mapping[str, Any] | None = None,
         sampler: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_choice("prior.prediction", prediction, get_args(Prediction))
         if composition is not None and not elements_given:
             raise ConfigError("prior.composition: the VAE decodes elements from its latents; set composition=null")
-        if gene is not None and (composition is not None or not elements_given):
-            raise ConfigError(
-                "prior.gene: genes take the place of compositions, for a VAE that is given elements; set "
-                "composition=null, or gene=null"
-            )
         self.latent_dim, self.elements_given, self.prediction = latent_dim, elements_given, prediction
         self.self_conditioning = self_conditioning
         self.sampler = SamplerOptions(**(sampler or {}))
@@ -99,13 +88,8 @@ class LatentFlow(nn.Module):
             dropout=dropout,
             elements_given=elements_given,
             self_conditioning=self_conditioning,
-            genes_given=gene is not None,
+            genes_given=self.genes_given,
         )
-        self.gene, self.analogues = None, None
-        self._drawer: GeneDrawer | None = None
-        if gene is not None:
-            self.gene = ConditionedGenes(conditions=conditions, **gene)
-            self.analogues = Analogues()
         self.composition = None
         if composition is not None:
             self.composition = CompositionModel(**composition)
@@ -128,7 +112,7 @@ class LatentFlow(nn.Module):
     @property
     def proposes_elements(self) -> bool:
         """Whether there is a model of compositions, so that elements need not be given."""
-        return self.composition is not None or self.gene is not None
+        return self.composition is not None
 
     def fit_latents(self, mean: Float[Tensor, "N L"], variance: Float[Tensor, "N L"]) -> None:
         """Take over the statistics of the posteriors N(mean, variance) of a whole training set.
@@ -181,23 +165,6 @@ class LatentFlow(nn.Module):
             raise ConfigError("this prior has no composition model")
         context = self.composition_conditions(values, crystals.num_graphs)
         return self.composition.negative_log_likelihood(Compositions.of(crystals), context)
-
-    @torch.no_grad()
-    def hints(
-        self, crystals: CrystalBatch, vae: Autoencoder, *, noise: Float[Tensor, "B"] | None = None
-    ) -> Hints | None:
-        """Return what the flow is told of crystals with genes, None for a prior without them.
-
-        The crystal that each may be like is the nearest one, or drawn with uniform `noise` (see `Analogues.find`);
-        NaN stands for none.
-        """
-        if self.analogues is None:
-            return None
-        sites = AtomSites.of(crystals)
-        with full_precision(crystals.lattices):  # geometry needs more digits than bfloat16 has
-            models = self.analogues.find(crystals, Genes.of(crystals), noise=noise)
-        latents = self.standardize(vae.encode(models.crystals).mode())
-        return Hints(sites, latents, models.elements, models.distance)
 
     def _to_clean(
         self, output: Float[Tensor, "N L"], noisy: Float[Tensor, "N L"], time: Float[Tensor, "..."]
@@ -252,6 +219,8 @@ class LatentFlow(nn.Module):
             if unknown is not None:
                 free = self._clean(x, time, crystals, unknown, last, hints)
                 clean = free + options.guidance_scale * (clean - free)
+            if hints is not None and time < options.trust:
+                clean = torch.where(hints.elements[:, None] > 0, hints.latents, clean)
             return clean if projected is None or time >= last_time else projected(clean)
 
         latents = solve(estimate, noise(), options, noise)
@@ -286,64 +255,6 @@ class LatentFlow(nn.Module):
         context = self.composition_conditions(values, len(num_atoms))
         return self.composition.sample(num_atoms, context, generator=generator, **options).atom_types()
 
-    # ---- as a source of symmetric crystals (`GeneSource`) -------------------------------------------------------------
-
-    @property
-    def proposes_genes(self) -> bool:
-        """Whether space groups and sites are said first, and crystals are symmetric by construction."""
-        return self.gene is not None
-
-    @torch.no_grad()
-    def propose(self, crystals: CrystalBatch, *, options: DrawOptions, generator: torch.Generator) -> CrystalBatch:
-        """Return crystals with genes, elements and the order of atoms that follows, those that have genes as they are.
-
-        Those of one formula get different genes, the likeliest first, whatever the generator; see `with_genes`.
-        """
-        values = told(crystals, self.names)
-        temperature = self.sampler_options(options.sampler).composition_temperature
-        return self._genes().with_genes(
-            crystals.replace(conditions={}), values, options, temperature=temperature, generator=generator
-        )
-
-    def draw_through(
-        self, vae: Autoencoder, crystals: CrystalBatch, *, options: DrawOptions, generator: torch.Generator
-    ) -> Drawn:
-        """Draw latents for crystals with genes, the estimates being projected through the VAE where that is asked for."""
-        sampler, values = self.sampler_options(options.sampler), told(crystals, self.names)
-        placed = crystals.replace(conditions={})
-        chosen = None
-        if sampler.analogues == "drawn":
-            chosen = torch.rand(len(placed), generator=generator, device=generator.device)
-        elif sampler.analogues == "none":
-            chosen = torch.full((len(placed),), torch.nan)
-        hints, sites = self.hints(placed, vae, noise=chosen), AtomSites.of(placed)
-        noise = partial(normal_noise, (placed.num_nodes, self.latent_dim), placed.device, generator)
-
-        def projected(clean: Float[Tensor, "N L"]) -> Float[Tensor, "N L"]:
-            found = vae.to_crystals(vae.decode(clean * self.latent_std + self.latent_mean, placed), placed)
-            return self.standardize(vae.encode(project(found, sites)).mode())
-
-        latents = self.sample_latents(
-            placed,
-            values,
-            options=sampler,
-            noise=noise,
-            hints=hints,
-            projected=projected if sampler.projection else None,
-        )
-        return Drawn(latents, placed, symmetric=True)
-
-    def size_weights(self, sizes: Sequence[int], options: DrawOptions) -> Float[Tensor, "S"]:
-        """Return how likely what is asked for is for each number of atoms, up to a factor; see `GeneDrawer`."""
-        return self._genes().size_weights(sizes, options)
-
-    def _genes(self) -> GeneDrawer:
-        if self.gene is None or self.analogues is None:
-            raise ConfigError("space_group, crystal_system: this prior has no gene model")
-        if self._drawer is None:
-            self._drawer = GeneDrawer(self.gene, self.analogues)
-        return self._drawer
-
     # ---- as a source of latents (`LearnedPrior`) ---------------------------------------------------------------------
 
     def sampler_options(self, changes: Mapping[str, Any] | None) -> SamplerOptions:
@@ -352,11 +263,17 @@ class LatentFlow(nn.Module):
         unknown = sorted(set(changes or {}) - allowed)
         if unknown:
             raise ConfigError(f"sampler: unknown {', '.join(unknown)}; expected some of {', '.join(sorted(allowed))}")
-        if self.gene is None and (unanswered := sorted(set(changes or {}) & {"projection", "analogues"})):
+        if not self.genes_given and (unanswered := sorted(set(changes or {}) & {"projection", "analogues", "trust"})):
             raise ConfigError(f"sampler: {', '.join(unanswered)} needs a prior with a gene model")
         return replace(self.sampler, **(changes or {}))
 
     def check(self, options: DrawOptions) -> None:
+        """Raise `ConfigError` for options of the sampler, a temperature, or space groups to be met by construction."""
+        self.check_sampler(options)
+        if options.needs_genes:
+            raise ConfigError(f"{', '.join(options.needs_genes)}: this prior has no gene model; ask with conditions=")
+
+    def check_sampler(self, options: DrawOptions) -> None:
         """Raise `ConfigError` for a temperature, which a learned prior has none of, and for options of the sampler."""
         if options.temperature != 1.0:
             raise ConfigError(
@@ -364,18 +281,12 @@ class LatentFlow(nn.Module):
                 "sampler.composition_temperature or sampler.stochasticity"
             )
         self.sampler_options(options.sampler)
-        if self.gene is not None:
-            _ = asked_space_groups(space_group=options.space_group, crystal_system=options.crystal_system)
-        elif options.needs_genes:
-            raise ConfigError(f"{', '.join(options.needs_genes)}: this prior has no gene model; ask with conditions=")
 
     def draw(self, crystals: CrystalBatch, *, options: DrawOptions, generator: torch.Generator) -> Drawn:
         """Draw elements, where there are none, then latents, for atoms in the order that the prior was trained on.
 
         The conditions that `crystals` carry are the prior's; the VAE gets none.
         """
-        if self.gene is not None:
-            raise ConfigError("this prior draws through the VAE: use VAEModule.sample")
         sampler, values = self.sampler_options(options.sampler), told(crystals, self.names)
         placed, order = self._with_elements(crystals.replace(conditions={}), values, sampler, options, generator)
         noise = partial(normal_noise, (placed.num_nodes, self.latent_dim), placed.device, generator)

@@ -18,6 +18,7 @@ from crystalvae.errors import ConfigError
 from crystalvae.prior_module.flow import logit_normal
 from crystalvae.prior_module.latent_diffusion import LatentDiffusion
 from crystalvae.prior_module.latent_flow import LatentFlow, PriorNoise
+from crystalvae.prior_module.symmetric_flow import SymmetricFlow
 from crystalvae.vae_module.conditions.values import Values, condition_ranges, condition_values, drop_conditions
 from crystalvae.vae_module.frozen import OverFrozenVAE
 from crystalvae.vae_module.lightning import build_optimizer, log_training, named, plain_arguments
@@ -101,7 +102,7 @@ class LatentPrior(OverFrozenVAE):
         found = set(parts)
         if not found or not found <= set(get_args(Part)) or isinstance(parts, str):
             raise ConfigError(f"prior_module.trained: got {parts}; expected some of {', '.join(get_args(Part))}")
-        parts_of = {"composition": self.prior.composition, "gene": self.prior.gene}
+        parts_of = {"composition": self.prior.composition, "gene": getattr(self.prior, "gene", None)}
         found -= {name for name, part in parts_of.items() if part is None}
         if not found:
             raise ConfigError(
@@ -131,7 +132,7 @@ class LatentPrior(OverFrozenVAE):
         uniform = torch.rand(batch.total_crystals, len(prior.names) + 1, generator=generator, device=device)
         again = float(torch.rand(1, generator=generator, device=device)) < self.self_condition_probability
         chosen = None
-        if training and isinstance(prior, LatentFlow) and prior.gene is not None:
+        if training and isinstance(prior, SymmetricFlow):
             uniforms = torch.rand(batch.total_crystals, 2, generator=generator, device=device)
             chosen = batch.per_crystal(torch.where(uniforms[:, 0] < self.analogue_dropout, torch.nan, uniforms[:, 1]))
         if training:
@@ -147,7 +148,8 @@ class LatentPrior(OverFrozenVAE):
                 steps = batch.per_crystal(torch.rand(batch.total_crystals, generator=generator, device=device))
                 per_atom = prior.losses(latents, crystals, values, noise=noise, uniform=steps)
             else:
-                with torch.no_grad():
+                hints = None
+                if isinstance(prior, SymmetricFlow):
                     hints = prior.hints(crystals, self.vae_module.vae, noise=chosen)
                 draws = PriorNoise(noise=noise, time=batch.per_crystal(times), self_condition=again or not training)
                 per_atom = {"flow_loss": prior.flow_loss(latents, crystals, values, draws, hints)}
@@ -205,7 +207,7 @@ class LatentPrior(OverFrozenVAE):
             return
         if self.prior.conditions is not None:
             self.prior.conditions.fit(values)
-        if isinstance(self.prior, LatentFlow) and self.prior.analogues is not None:
+        if isinstance(self.prior, SymmetricFlow):
             self.prior.analogues.fit(crystals)
         starts = range(0, len(crystals), batch_size)
         console = Console(stderr=True)

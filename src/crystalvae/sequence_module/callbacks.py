@@ -9,33 +9,27 @@ import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from crystalvae.sequence_module.losses import ANNEALED
+from crystalvae.vae_module.full_weight import WhenComparable
 
 log = logging.getLogger(__name__)
 
 
-def annealed(module: L.LightningModule) -> bool:
-    """Say whether the annealing weight of a `SequenceModule` is above 0.99 in this epoch."""
-    return bool(getattr(module, "annealing_weight", 1.0) > ANNEALED)
+class OnceAnnealed(WhenComparable):
+    """Sees only epochs whose annealing weight, that of a `SequenceModule`, is above 0.99."""
+
+    def comparable(self, trainer: L.Trainer, module: L.LightningModule) -> bool:  # noqa: ARG002
+        """Say whether it is."""
+        return bool(getattr(module, "annealing_weight", 1.0) > ANNEALED)
 
 
-class BestOnceAnnealed(ModelCheckpoint):
+class BestOnceAnnealed(OnceAnnealed, ModelCheckpoint):
     """A `ModelCheckpoint` that keeps a best model only of epochs whose annealing weight is above 0.99."""
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save where the validation loss is the best so far."""
-        if annealed(pl_module):
-            super().on_validation_end(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save where the training loss is the best so far, for a monitor of training."""
-        if annealed(pl_module):
-            super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save every so many steps, where asked for."""
-        if annealed(pl_module):
+        if self.comparable(trainer, pl_module):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -49,15 +43,5 @@ class BestOnceAnnealed(ModelCheckpoint):
             )
 
 
-class StopOnceAnnealed(EarlyStopping):
+class StopOnceAnnealed(OnceAnnealed, EarlyStopping):
     """An `EarlyStopping` that starts to wait once the annealing weight is above 0.99."""
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop after `patience` validations without a better one."""
-        if annealed(pl_module):
-            super().on_validation_end(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop after `patience` epochs without a better one, for a monitor of training."""
-        if annealed(pl_module):
-            super().on_train_epoch_end(trainer, pl_module)

@@ -28,7 +28,8 @@ def draw_atom_counts(
 ) -> Int[Tensor, "B"]:
     """Draw atom counts from the training set's that have room for `elements` different elements.
 
-    `weights_of` says how much likelier or less likely each is than in the training set. Raises `ConfigError` where a checkpoint's `statistics` do not tell them, or none has room.
+    `weights_of` says how much likelier or less likely each is than in the training set. Raises `ConfigError` where a
+    checkpoint's `statistics` do not tell them, or none has room or weight.
     """
     check_count("sample: the number of crystals", count)
     seen = seen_atom_counts(statistics)

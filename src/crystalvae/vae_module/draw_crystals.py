@@ -14,7 +14,7 @@ from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.symmetric.projection import project
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.decoders.heads import DecodedCrystals
-from crystalvae.vae_module.latent_source import DrawOptions, LatentSource, gene_source
+from crystalvae.vae_module.latent_source import DrawOptions, GeneSource, LatentSource
 from crystalvae.vae_module.vae import CrystalVAE
 
 
@@ -76,9 +76,10 @@ def draw_crystals(
     check_count("batch_size", batch_size)
     source.check(options)
     device = vae.quant_conv.weight.device
-    genes = gene_source(source)
-    if genes is not None and bool((asked.atom_types > 0).any()):  # all of one formula together, so that genes differ
-        asked = genes.propose(asked.to(device), options=options, generator=generator).to(asked.device)
+    if isinstance(source, GeneSource) and bool(
+        (asked.atom_types > 0).any()
+    ):  # all of one formula together, so that genes differ
+        asked = source.propose(asked.to(device), options=options, generator=generator).to(asked.device)
     jobs = batches_by_size(asked.num_atoms.cpu(), batch_size, generator)
 
     def work(job: Job) -> CrystalBatch:
@@ -96,12 +97,11 @@ def draw_batch(
     vae: CrystalVAE, source: LatentSource, asked: CrystalBatch, *, options: DrawOptions, generator: torch.Generator
 ) -> CrystalBatch:
     """Draw the crystals of one batch."""
-    genes = gene_source(source)
-    if genes is None:
-        drawn = source.draw(asked, options=options, generator=generator)
+    if isinstance(source, GeneSource):
+        asked = source.propose(asked, options=options, generator=generator)
+        drawn = source.draw_through(vae, asked, options=options, generator=generator)
     else:
-        asked = genes.propose(asked, options=options, generator=generator)
-        drawn = genes.draw_through(vae, asked, options=options, generator=generator)
+        drawn = source.draw(asked, options=options, generator=generator)
     decoded = vae.decode(drawn.latents, drawn.crystals)
     if options.elements is not None:
         decoded = only_elements(decoded, options.elements)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -58,61 +58,64 @@ class FullWeight:
         return self._largest[1]
 
 
-class BestCheckpoint(ModelCheckpoint):
-    """Lightning's `ModelCheckpoint`; with `full_weight` only models at the full KL weight are compared (`FullWeight`).
+class WhenComparable(L.Callback):
+    """Lets the callback of Lightning that it is mixed into see only those epochs whose losses can be compared."""
 
-    A run that ends before has no best checkpoint, and says so. Further options are those of `ModelCheckpoint`.
-    """
+    def comparable(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
+        """Say whether this epoch's can."""
+        raise NotImplementedError
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at the epoch, where it counts."""
+        if self.comparable(trainer, pl_module):
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at the epoch, where it counts, for a monitor of training."""
+        if self.comparable(trainer, pl_module):
+            super().on_train_epoch_end(trainer, pl_module)
+
+
+class _AtFullWeight(WhenComparable):
+    """With `full_weight` only epochs at the full KL weight are seen."""
+
+    name: ClassVar[str]
+    theirs: ClassVar[type[L.Callback]]
 
     def __init__(self, *, full_weight: bool = True, **options: Any) -> None:
         super().__init__(**options)
-        self.full_weight = check_switch("callbacks.checkpoint.full_weight", full_weight)
+        self.full_weight = check_switch(f"callbacks.{self.name}.full_weight", full_weight)
         self._weight = FullWeight()
 
     @property
     def state_key(self) -> str:
         """Lightning's own, so that runs of before can be resumed."""
-        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+        return super().state_key.replace(type(self).__qualname__, self.theirs.__qualname__, 1)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare, where the weight is full."""
-        if not self.full_weight or self._weight.reached(trainer, pl_module):
-            super().on_validation_end(trainer, pl_module)
+    def comparable(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
+        """Say whether the weight is full."""
+        return not self.full_weight or self._weight.reached(trainer, module)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare, where the weight is full."""
-        if not self.full_weight or self._weight.reached(trainer, pl_module):
-            super().on_train_epoch_end(trainer, pl_module)
+
+class BestCheckpoint(_AtFullWeight, ModelCheckpoint):
+    """Lightning's `ModelCheckpoint`; with `full_weight` only models at the full KL weight are compared (`FullWeight`).
+
+    A run that ends before has no best checkpoint, and says so. Further options are those of `ModelCheckpoint`.
+    """
+
+    name, theirs = "checkpoint", ModelCheckpoint
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say where no model was ever at the full weight."""
         super().on_train_end(trainer, pl_module)
-        if self.full_weight and not self.best_model_path and not self._weight.reached(trainer, pl_module):
+        if not self.best_model_path and not self.comparable(trainer, pl_module):
             log.warning(
                 "no best checkpoint: training ended before the KL weight was full; the last one is there. Train longer "
                 "or compare all epochs with callbacks.checkpoint.full_weight=false"
             )
 
 
-class PatientStopping(EarlyStopping):
+class PatientStopping(_AtFullWeight, EarlyStopping):
     """Lightning's `EarlyStopping`, which with `full_weight` counts only epochs at the full KL weight (`FullWeight`)."""
 
-    def __init__(self, *, full_weight: bool = True, **options: Any) -> None:
-        super().__init__(**options)
-        self.full_weight = check_switch("callbacks.early_stopping.full_weight", full_weight)
-        self._weight = FullWeight()
-
-    @property
-    def state_key(self) -> str:
-        """Lightning's own, so that runs of before can be resumed."""
-        return super().state_key.replace(type(self).__qualname__, EarlyStopping.__qualname__, 1)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look whether to stop, where the weight is full."""
-        if not self.full_weight or self._weight.reached(trainer, pl_module):
-            super().on_validation_end(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look whether to stop, where the weight is full."""
-        if not self.full_weight or self._weight.reached(trainer, pl_module):
-            super().on_train_epoch_end(trainer, pl_module)
+    name, theirs = "early_stopping", EarlyStopping

@@ -138,9 +138,7 @@ class LearnedPrior(LatentSource, Protocol):
 
 @runtime_checkable
 class GeneSource(LatentSource, Protocol):
-    """A latent source that says space groups and sites first, where `proposes_genes`, and draws through the VAE."""
-
-    proposes_genes: bool
+    """A latent source that says space groups and sites first, and draws through the VAE."""
 
     def propose(self, crystals: CrystalBatch, *, options: DrawOptions, generator: torch.Generator) -> CrystalBatch:
         """Return crystals with space groups, sites and elements, the atoms orbit by orbit."""
@@ -155,8 +153,3 @@ class GeneSource(LatentSource, Protocol):
     def size_weights(self, sizes: Sequence[int], options: DrawOptions) -> Float[Tensor, "S"]:
         """Return how likely the space groups asked for are for each number of atoms."""
         ...
-
-
-def gene_source(source: LatentSource) -> GeneSource | None:
-    """Return the source where it says space groups first, else None."""
-    return source if isinstance(source, GeneSource) and source.proposes_genes else None

@@ -29,7 +29,7 @@ from crystalvae.vae_module.conditions.values import asked_values, condition_rang
 from crystalvae.vae_module.decoders.heads import DecodedCrystals
 from crystalvae.vae_module.distribution import LOG_VARIANCE_RANGE, DiagonalGaussianDistribution, normal_noise
 from crystalvae.vae_module.draw_crystals import Spread, check_elements, draw_crystals, one_by_one
-from crystalvae.vae_module.latent_source import DrawOptions, LatentSource, LearnedPrior, gene_source
+from crystalvae.vae_module.latent_source import DrawOptions, GeneSource, LatentSource, LearnedPrior
 from crystalvae.vae_module.latent_space import interpolation
 from crystalvae.vae_module.latent_space.bare_latents import crystals_of_latents
 from crystalvae.vae_module.latent_space.embedding import embed
@@ -346,10 +346,9 @@ class VAEModule(CrystalModule):
 
     def draw_sizes(self, count: int, options: DrawOptions, generator: torch.Generator | None) -> Int[Tensor, "B"]:
         """Draw atom counts from those of the training set, given what is asked for as far as the model knows."""
-        genes = gene_source(self.source)
-        weights_of = None
-        if genes is not None and options.needs_genes:
-            weights_of = partial(genes.size_weights, options=options)
+        source, weights_of = self.source, None
+        if isinstance(source, GeneSource) and options.needs_genes:
+            weights_of = partial(source.size_weights, options=options)
         return draw_atom_counts(
             self.statistics, count, generator=generator, elements=self.elements_needed(options), weights_of=weights_of
         )

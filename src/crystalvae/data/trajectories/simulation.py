@@ -22,9 +22,46 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
     from rich.progress import Progress
 
+    MakeCalculator = Callable[[], Calculator]
+    OnFrame = Callable[[], object] | None
+
+
+class Runs:
+    """Several runs of one crystal, `one` after the other or on several processes."""
+
+    num_trajectories: int
+
+    @property
+    def frames(self) -> int | None:
+        """How many frames all trajectories have together, where that is known beforehand."""
+        return None
+
+    def one(self, number: int, on_frame: OnFrame, *, atoms: Atoms, calculator: MakeCalculator) -> Trajectory:
+        """Do the run with this number, from 0, and call `on_frame` after each frame."""
+        raise NotImplementedError
+
+    def run(
+        self,
+        atoms: Atoms,
+        calculator: MakeCalculator,
+        *,
+        n_jobs: int = 1,
+        description: str = "trajectories",
+        progress: bool = True,
+    ) -> list[Trajectory]:
+        """Do all runs and return their trajectories in order.
+
+        `calculator` builds the potential; it is called once for each trajectory, in the process that runs it, and must
+        be picklable for more than one process. `n_jobs` is joblib's: -1 for one process per core.
+        """
+        one = partial(self.one, atoms=atoms, calculator=calculator)
+        return run_all(
+            one, self.num_trajectories, frames=self.frames, n_jobs=n_jobs, description=description, progress=progress
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
-class Simulation:
+class Simulation(Runs):
     """Runs of one crystal through the same regimes, each in its own order and from its own start.
 
     `num_frames` frames each; `dwell` bounds the frames of a visit as `take_turns` has it. The same `seed` gives the
@@ -45,14 +82,12 @@ class Simulation:
         self.dynamics.check(self.regimes)
         take_turns(len(self.regimes), self.num_frames, dwell=self.dwell, generator=np.random.default_rng(0))
 
-    def one(
-        self,
-        number: int,
-        on_frame: Callable[[], object] | None,
-        *,
-        atoms: Atoms,
-        calculator: Callable[[], Calculator],
-    ) -> Trajectory:
+    @property
+    def frames(self) -> int:
+        """How many frames all trajectories have together."""
+        return self.num_trajectories * self.num_frames
+
+    def one(self, number: int, on_frame: OnFrame, *, atoms: Atoms, calculator: MakeCalculator) -> Trajectory:
         """Run the trajectory with this number, from 0; its id is the number in four digits or more."""
         order, thermostat = np.random.SeedSequence([self.seed, number]).spawn(2)
         crystal = atoms.copy()
@@ -69,29 +104,9 @@ class Simulation:
             on_frame=on_frame,
         )
 
-    def run(
-        self,
-        atoms: Atoms,
-        calculator: Callable[[], Calculator],
-        *,
-        n_jobs: int = 1,
-        description: str = "dynamics",
-        progress: bool = True,
-    ) -> list[Trajectory]:
-        """Run all trajectories and return them in order.
-
-        `calculator` builds the potential; it is called once for each trajectory, in the process that runs it, and must
-        be picklable for more than one process. `n_jobs` is joblib's: -1 for one process per core.
-        """
-        one = partial(self.one, atoms=atoms, calculator=calculator)
-        frames = self.num_trajectories * self.num_frames
-        return run_all(
-            one, self.num_trajectories, frames=frames, n_jobs=n_jobs, description=description, progress=progress
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
-class Descents:
+class Descents(Runs):
     """Relaxations of one crystal, each from its own random displacements."""
 
     descent: Descent
@@ -106,34 +121,12 @@ class Descents:
                 f"num_trajectories={self.num_trajectories}: without rattle all would be the same; ask for one"
             )
 
-    def one(
-        self,
-        number: int,
-        on_frame: Callable[[], object] | None,
-        *,
-        atoms: Atoms,
-        calculator: Callable[[], Calculator],
-    ) -> Trajectory:
+    def one(self, number: int, on_frame: OnFrame, *, atoms: Atoms, calculator: MakeCalculator) -> Trajectory:
         """Run the relaxation with this number, from 0; its id is the number in four digits or more."""
         crystal = atoms.copy()
         crystal.calc = calculator()
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         return run_relaxation(crystal, descent=self.descent, id=f"{number:04d}", seed=seed, on_frame=on_frame)
-
-    def run(
-        self,
-        atoms: Atoms,
-        calculator: Callable[[], Calculator],
-        *,
-        n_jobs: int = 1,
-        description: str = "relaxation",
-        progress: bool = True,
-    ) -> list[Trajectory]:
-        """Run all relaxations and return them in order, as `Simulation.run` does."""
-        one = partial(self.one, atoms=atoms, calculator=calculator)
-        return run_all(
-            one, self.num_trajectories, frames=None, n_jobs=n_jobs, description=description, progress=progress
-        )
 
 
 def run_all(

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import math
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def _write_gif(pictures: Sequence[np.ndarray], path: Path) -> None:
 
 
 def _write_mp4(pictures: Sequence[np.ndarray], path: Path) -> None:
-    import imageio_ffmpeg
+    imageio_ffmpeg = import_module("imageio_ffmpeg")
 
     height, width = pictures[0].shape[:2]
     named = path.with_name(f"{path.name}.mp4")  # FFmpeg chooses the form by the suffix

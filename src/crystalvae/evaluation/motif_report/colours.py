@@ -13,6 +13,5 @@ def motif_colours(number: int) -> list[str]:
         return list(_FIRST[:number])
     from matplotlib.colors import hsv_to_rgb, to_hex
 
-    return [
-        to_hex(hsv_to_rgb((row / number, 0.55 + 0.35 * (row % 2), 0.85 - 0.2 * (row % 3)))) for row in range(number)
-    ]
+    shades = [(row / number, 0.55 + 0.35 * (row % 2), 0.85 - 0.2 * (row % 3)) for row in range(number)]
+    return [to_hex(tuple(hsv_to_rgb(shade).tolist())) for shade in shades]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,8 +39,7 @@ def project(latents: Float[np.ndarray, "W L"], *, projection: str, seed: int) ->
     """Return latents in two dimensions, and in a few words how they came there."""
     check_projection(projection)
     if projection == "umap":
-        import umap
-
+        umap = import_module("umap")
         return np.asarray(umap.UMAP(random_state=seed).fit_transform(latents), dtype=np.float64), "UMAP"
     centred = latents - latents.mean(axis=0)
     _, singular, axes = np.linalg.svd(centred, full_matrices=False)

@@ -121,6 +121,6 @@ def _shade_annealing(axes: Axes, training: pd.DataFrame) -> None:
     if "train/annealing_weight" not in training:
         return
     weight = training["train/annealing_weight"].dropna()
-    partial = weight.index[weight <= 0.99]
+    partial = weight.index.to_numpy(dtype=float)[weight.to_numpy() <= 0.99]
     if len(partial):
         axes.axvspan(float(partial.min()), float(partial.max()), color="#f0f3f7", linewidth=0)

@@ -32,8 +32,9 @@ def timeline_plot(findings: MotifFindings) -> Plot:
         times = (trajectory.times - trajectory.times[0]).numpy() / 1000.0
         rows = grid[number * (1 + len(curves)) : (number + 1) * (1 + len(curves))]
         strips = {"motif": segmented.frame_motifs}
-        if findings.label in trajectory.properties and _few(trajectory.properties[findings.label].numpy()):
-            strips[findings.label] = trajectory.properties[findings.label].numpy().astype(int)
+        label = findings.label
+        if label is not None and label in trajectory.properties and _few(trajectory.properties[label].numpy()):
+            strips[label] = trajectory.properties[label].numpy().astype(int)
         _strips(rows[0], times, strips, colours)
         rows[0].set_title(trajectory.id)
         for axes, name in zip(rows[1:], curves, strict=True):

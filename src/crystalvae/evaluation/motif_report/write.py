@@ -108,7 +108,7 @@ def _render(findings: MotifFindings, plots: dict[str, Plot], animations: Sequenc
             "next": _next(statistics.switches[motif]),
             "clips": [place for place, clip in enumerate(findings.clips) if clip.motif == motif],
         }
-        for motif, row in table.iterrows()
+        for motif, row in enumerate(table.to_dict("records"))
     ]
     trajectories = findings.trajectories
     return render(

@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.evaluation.matching.structure_matcher import Tolerance
 from crystalvae.evaluation.metric import Metric, Section
+from crystalvae.evaluation.novelty.prototypes import anonymous_prototypes, prototype_metrics
 from crystalvae.evaluation.novelty.train_index import TIMEOUT_S, ReducedCells, TrainIndex
 from crystalvae.evaluation.novelty.uniqueness import TOLERANCES, ValidUniqueNovel, valid_crystals, valid_unique_novel
 from crystalvae.evaluation.parallel.runner import Runner
@@ -33,6 +34,8 @@ def uniqueness_section(
     train_ids: Sequence[str] | None = None,
 ) -> Section:
     """Return the shares of crystals that are unique, novel, and valid, unique and novel, at two sets of tolerances.
+
+    So of structures; of formulas and of anonymised prototypes, it is told how many are different and how many new.
 
     Without `train` there is no novelty and no V.U.N. `valid` says which crystals are valid, by default those valid in
     structure and composition; without it and without SMACT there is no V.U.N. `unreadable` crystals, which are not in
@@ -62,6 +65,9 @@ def uniqueness_section(
         metrics |= _metrics(found, total, ending, tolerance, novelty=index is not None, validity=known)
         columns |= _columns(found, ending, train_ids, novelty=index is not None, validity=known)
     metrics |= _formula_metrics(cells, index, total)
+    prototypes = anonymous_prototypes(cells.crystals, runner=runner)
+    metrics |= prototype_metrics(prototypes, None if index is None else index.prototypes(runner), total)
+    columns["prototype"] = [name or None for name in prototypes]
     if index is not None:
         settings["train_crystals"] = len(index)
         settings["train_crystals_without_primitive_cell"] = len(index.cells.failures)

@@ -12,6 +12,7 @@ import numpy as np
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.evaluation.crystal_arrays import Arrays, Composition
 from crystalvae.evaluation.matching.structure_matcher import reduce_cell
+from crystalvae.evaluation.novelty.prototypes import anonymous_prototypes
 from crystalvae.evaluation.parallel.runner import Runner
 from crystalvae.evaluation.parallel.time_limit import check_time_limit
 from crystalvae.evaluation.validity.composition import reduced_compositions
@@ -68,6 +69,7 @@ class TrainIndex:
         self._by_composition: dict[Composition, list[int]] = defaultdict(list)
         for index, composition in enumerate(self.cells.compositions):
             self._by_composition[composition].append(index)
+        self._prototypes: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -78,3 +80,9 @@ class TrainIndex:
     def candidates(self, composition: Composition) -> list[int]:
         """Return the numbers of the crystals of a composition, in order."""
         return self._by_composition.get(composition, [])
+
+    def prototypes(self, runner: Runner) -> list[str]:
+        """Return the anonymised prototype of each crystal, found once."""
+        if self._prototypes is None:
+            self._prototypes = anonymous_prototypes(self.cells.crystals, runner=runner)
+        return self._prototypes

@@ -10,7 +10,7 @@ from crystalvae.evaluation.metric import Metric
 from crystalvae.evaluation.report.numbers import ARROWS, write_number, write_published
 from crystalvae.evaluation.report.page import name_of
 from crystalvae.evaluation.report.published import Column, PublishedTable, published_numbers
-from crystalvae.evaluation.substitution.section import PREFIX
+from crystalvae.evaluation.substitution.section import PREFIX, TITLE_LEARNED
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def comparisons(report: EvaluationReport) -> list[Comparison]:
         for gated, ending in ((False, ""), (True, ", gated")):
             cells = _own(table.columns, substituted, gated=gated)
             if any(cell != "–" for cell in cells):
-                rows.append(ComparisonRow(f"substitution, no model{ending}", "this run", cells, ours=True))
+                rows.append(ComparisonRow(f"{_substitution(report)}{ending}", "this run", cells, ours=True))
         rows += [
             ComparisonRow(
                 model,
@@ -61,6 +61,11 @@ def comparisons(report: EvaluationReport) -> list[Comparison]:
         ]
         result.append(Comparison(table, rows, [ARROWS.get(column.better, "") for column in table.columns]))
     return result
+
+
+def _substitution(report: EvaluationReport) -> str:
+    learned = any(section.title == TITLE_LEARNED for section in report.sections)
+    return f"substitution, {'distances learned' if learned else 'no model'}"
 
 
 def is_other_dataset(report: EvaluationReport) -> bool:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from crystalvae.data.analogy import Analogue, AnalogyLibrary
+from crystalvae.data.analogy import Analogue, AnalogyLibrary, ElementMetric
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.dataset import SkippedRow
 from crystalvae.errors import DataError
@@ -24,6 +24,7 @@ from crystalvae.evaluation.validity.contacts import MIN_CONTACT, contacts
 
 NAME = "substitution"
 TITLE = "Substitution, without a model"
+TITLE_LEARNED = "Substitution, distances of elements learned from the training set"
 SOURCE = "this package's crystalvae.data.analogy"
 PREFIX = f"{NAME}_"
 """In front of each metric's name: `substitution_vun` is what `vun` is of the model's crystals."""
@@ -46,13 +47,15 @@ class Substitutes:
     """Crystals by analogy with those of a library.
 
     `candidates` says for which target each of them is; `sources` are the ids of the training crystals they came from.
-    Targets without any are unreadable crystals of the set where one crystal was wanted for each.
+    Targets without any are unreadable crystals of the set where one crystal was wanted for each. `metric` is the
+    library's, by which they were chosen.
     """
 
     crystals: CrystalSet
     candidates: Candidates
     sources: Sequence[str]
     distances: Sequence[float]
+    metric: ElementMetric
 
 
 def substitutes_for_targets(
@@ -67,7 +70,8 @@ def substitutes_for_targets(
     ids = [f"{targets.ids[i]}_{j}" for i, j in zip(owner.tolist(), rank.tolist(), strict=True)]
     entries = [entry for candidates in found for entry in candidates]
     name = f"up to {count} analogues per target of {targets.name}"
-    return _substitutes(CrystalSet.of(name, _batch(entries), ids), entries, owner, rank, len(found))
+    crystals = CrystalSet.of(name, _batch(entries), ids)
+    return _substitutes(library, crystals, entries, owner, rank, len(found))
 
 
 def substitutes_for_samples(
@@ -94,7 +98,8 @@ def substitutes_for_samples(
     entries = [found[place][0] for place in positions]
     name = f"analogues for {len(chosen)} compositions of {generated.name}"
     crystals = CrystalSet(name, _batch(entries), [ids[place] for place in positions], positions, missing)
-    return _substitutes(crystals, entries, np.array(positions, dtype=np.int64), np.zeros(len(positions)), len(found))
+    owner = np.array(positions, dtype=np.int64)
+    return _substitutes(library, crystals, entries, owner, np.zeros(len(positions)), len(found))
 
 
 def csp_reference(
@@ -114,9 +119,9 @@ def csp_reference(
     )  # fmt: skip
     return Section(
         name=NAME,
-        title=TITLE,
+        title=_title(substitutes.metric),
         metrics={**_renamed([matched], _OF_CANDIDATES), f"{PREFIX}contacts_valid@1": sound},
-        settings=_settings(matched.settings),
+        settings=_settings(substitutes.metric, matched.settings),
         distributions={**_sources(substitutes), **matched.distributions},
     )
 
@@ -137,9 +142,9 @@ def generation_reference(sections: Iterable[Section], substitutes: Substitutes) 
     }  # fmt: skip
     return Section(
         name=NAME,
-        title=TITLE,
+        title=_title(substitutes.metric),
         metrics={**metrics, **_renamed(parts, _OF_SAMPLES)},
-        settings=_settings({}),
+        settings=_settings(substitutes.metric, {}),
         distributions=_sources(substitutes),
     )
 
@@ -150,13 +155,19 @@ def skipped_reference(reason: str) -> Section:
 
 
 def _substitutes(
-    crystals: CrystalSet, entries: Sequence[Analogue], owner: np.ndarray, rank: np.ndarray, targets: int
+    library: AnalogyLibrary,
+    crystals: CrystalSet,
+    entries: Sequence[Analogue],
+    owner: np.ndarray,
+    rank: np.ndarray,
+    targets: int,
 ) -> Substitutes:
     return Substitutes(
         crystals=crystals,
         candidates=Candidates(owner=owner, rank=rank.astype(np.int64), targets=targets),
         sources=[entry.source for entry in entries],
         distances=[round(entry.distance, 3) for entry in entries],
+        metric=library.metric,
     )
 
 
@@ -173,8 +184,17 @@ def _renamed(sections: Iterable[Section], shown: re.Pattern[str]) -> dict[str, M
     }
 
 
-def _settings(settings: Mapping[str, object]) -> dict[str, object]:
-    return {"library": "training set", "order": "sum of exp(-1.5·distance) over the crystals of a gene", **settings}
+def _title(metric: ElementMetric) -> str:
+    return TITLE if metric.scales is None else TITLE_LEARNED
+
+
+def _settings(metric: ElementMetric, settings: Mapping[str, object]) -> dict[str, object]:
+    return {
+        "library": "training set",
+        "distances": "of the periodic table" if metric.scales is None else "learned from the training set",
+        "order": f"sum of exp(-{metric.decay:g}·distance) over the crystals of a gene",
+        **settings,
+    }
 
 
 def _sources(substitutes: Substitutes) -> dict[str, object]:
