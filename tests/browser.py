@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,14 @@ def browser(driver) -> Iterator:
     started = launch(driver, FLAGS)
     yield started
     started.close()
+
+
+def wait_until(page, expression: str) -> None:
+    """Wait until an expression is true on a page, or in a frame, whose policy may forbid `eval`."""
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, f"never came true: {expression}"
+        page.wait_for_timeout(50)
 
 
 class Visit:

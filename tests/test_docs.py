@@ -286,7 +286,7 @@ def test_experiments_compose_and_build(experiment: str, tmp_path: Path):
     config = compose("train_vae", f"experiment={experiment}", f"output_dir={tmp_path}", *TINY)
     assert config.name == experiment
     module = build("vae_module", config.vae_module)
-    assert module.atom_type_predict == ("csp" not in experiment)
+    assert module.atom_type_predict == ("csp" not in experiment and "symmetric" not in experiment)
     assert module.vae.decoder.atom_type_input != module.atom_type_predict
     datamodule = build("data", config.data)
     assert datamodule.source.name == experiment.partition("/")[0]

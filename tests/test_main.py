@@ -75,7 +75,7 @@ def test_experiments_are_listed_with_the_command_that_runs_them():
     }
     assert "mp_20/vae_dng" in options["train_vae"]
     assert "mp_20/prior_dng" in options["train_prior"]
-    assert sorted(run for runs in options.values() for run in runs) == group_options("experiment")
+    assert sorted({run for runs in options.values() for run in runs}) == group_options("experiment")
 
 
 def test_help_of_a_command_needs_no_torch(tmp_path: Path):

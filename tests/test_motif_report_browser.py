@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from crystalvae.evaluation.motif_report.write import write_motif_report
-from tests.browser import Visit, browser, driver  # fixtures, too
+from tests.browser import Visit, browser, driver, wait_until  # fixtures, too
 from tests.motif_samples import motif_findings
 
 pytestmark = pytest.mark.xdist_group("browser")
@@ -40,7 +40,7 @@ def test_a_clip_plays(visit):
     assert len(positions(visit)) == 3 * 9
     before = positions(visit)
     page.locator(".play").click()
-    page.wait_for_function("window.crystalPlayer.frame >= 3")
+    wait_until(page, "window.crystalPlayer.frame >= 3")
     page.locator(".play").click()
     assert page.evaluate("window.crystalPlayer.playing") is False
     assert positions(visit) != before

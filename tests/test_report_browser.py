@@ -10,7 +10,7 @@ from pymatgen.core import Structure
 
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.evaluation.report import write_html_report
-from tests.browser import FLAGS, Visit, browser, driver, launch  # fixtures, too
+from tests.browser import FLAGS, Visit, browser, driver, launch, wait_until  # fixtures, too
 from tests.report_samples import HOSTILE, generation_report, reconstruction_report
 from tests.samples import rock_salt_and_friends
 
@@ -150,7 +150,7 @@ def test_a_batch_in_a_notebook_is_drawn_in_a_closed_frame(browser, count: int, t
     path.write_text(f'<meta charset="utf-8">{batch._repr_html_()}{ready}', encoding="utf-8")
     visit = Visit(browser, path)
     frame = visit.page.frames[1]
-    frame.wait_for_function("document.documentElement.dataset.ready === 'true'", timeout=PATIENCE_MS)
+    wait_until(frame, "document.documentElement.dataset.ready === 'true'")
     assert visit.said == []
     assert [url for url in visit.asked if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
     assert frame.evaluate("window.crystalViewer.selectedAtoms({}).length") == 27  # rock salt, with atoms on faces

@@ -106,7 +106,7 @@ class LatentPrior(OverFrozenVAE):
         found -= {name for name, part in parts_of.items() if part is None}
         if not found:
             raise ConfigError(
-                f"prior_module.trained: this prior has no {' and '.join(parts)} that could be trained alone"
+                f"prior_module.trained: this prior has no {' and '.join(parts)} model that could be trained alone"
             )
         for name, parameter in self.prior.named_parameters():
             part = name.split(".")[0].removesuffix("_conditions")

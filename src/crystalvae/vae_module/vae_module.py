@@ -226,7 +226,7 @@ class VAEModule(CrystalModule):
         else:
             if any(given is not None for given in (num_atoms, atom_types, conditions)):
                 raise ConfigError(
-                    "decode: got num_atoms, atom_types or conditions beside a mapping; they belong into it"
+                    "decode: got num_atoms, atom_types or conditions with a mapping; they belong into it, not beside it"
                 )
             latents, atom_types = encoded["x"], encoded.get("atom_types")
             crystals = CrystalBatch.empty(encoded["num_atoms"], device=latents.device)
@@ -238,7 +238,7 @@ class VAEModule(CrystalModule):
                 'which encoded["posterior"].sample() and .mode() have'
             )
         if atom_types is None and self.vae.decoder.atom_type_input:
-            raise ConfigError("decode: this model is given the elements; expected atom_types (N,)")
+            raise ConfigError("decode: this model is given the elements; expected atom_types= (N,)")
         return self.vae.decode(latents, crystals).to_mapping()
 
     def reconstruct(self, decoder_out: Mapping[str, Tensor], batch: CrystalBatch | Batch) -> CrystalBatch:

@@ -188,7 +188,15 @@ def _fit_hmm(
     # Motifs may differ in where latents are, or in how much they move about the same place: both are tried.
     given = (scaled, _local_statistics(scaled, lengths))
     for restart, sorted_by in itertools.product(range(restarts), given):
-        options = {"min_covar": MIN_VARIANCE, "n_iter": iterations, "tol": _TOLERANCE, "init_params": ""}
+        options: dict[str, Any] = {
+            "min_covar": MIN_VARIANCE,
+            "n_iter": iterations,
+            "tol": _TOLERANCE,
+            "init_params": "",
+        }
+        if kind == "full":  # as if one more window with a small variance belonged to each motif: some may have none
+            size = scaled.shape[1]
+            options |= {"covars_prior": MIN_VARIANCE * np.eye(size), "covars_weight": size + 1}
         model = hidden_markov_model(count, overlap=overlap, covariance_type=kind, **options)
         beginning = _begin(scaled, lengths, count, seed + restart, sorted_by)
         model.means_, covariances, model.startprob_, model.transmat_ = beginning

@@ -21,8 +21,8 @@ from crystalvae.errors import CheckpointError, ConfigError, DataError
 Method = Literal["hmm", "gmm", "kmeans"]
 CovarianceType = Literal["full", "diag"]
 FORMAT_VERSION = 1
-_LEAST_VARIANCE = 1e-6
-"""Of the covariances of a hidden Markov model in any direction: hmmlearn refuses singular ones."""
+_LEAST_VARIANCE, _LEAST_SHARE = 1e-6, 1e-8
+"""Of the covariances of a hidden Markov model in any direction, and of the largest: hmmlearn refuses singular ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,8 +205,10 @@ def hidden_markov_model(count: int, *, overlap: int, **options: Any) -> Any:
 def _positive(covariances: np.ndarray) -> np.ndarray:
     """Return covariances that are positive definite, also where windows fill fewer dimensions than latents have."""
     values, vectors = np.linalg.eigh(0.5 * (covariances + covariances.swapaxes(1, 2)))
-    raised = np.einsum("kij,kj,klj->kil", vectors, np.maximum(values, _LEAST_VARIANCE), vectors)
-    return np.where((values.min(axis=1) < _LEAST_VARIANCE)[:, None, None], raised, covariances)
+    # A motif that hardly any window belongs to has huge variances, beside which small ones are lost to rounding.
+    least = np.maximum(_LEAST_VARIANCE, _LEAST_SHARE * values.max(axis=1, keepdims=True))
+    raised = np.einsum("kij,kj,klj->kil", vectors, np.maximum(values, least), vectors)
+    return np.where((values < least).any(axis=1)[:, None, None], raised, covariances)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
