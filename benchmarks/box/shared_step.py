@@ -37,19 +37,11 @@ class Loss(torch.nn.Module):
         return self.module.losses(batch, training=True)["loss"]
 
 
-def main() -> None:
-    """Join the others, take steps, and say how long they took."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    training.add_arguments(parser)
-    options = parser.parse_args()
-    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    on_gpu = options.device.startswith("cuda")
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+def measure(options: argparse.Namespace, device: torch.device) -> tuple[float, bool]:
+    """Return the median seconds of a step, and whether all processes end with the same weights."""
+    rank, count = dist.get_rank(), dist.get_world_size()
     model = Loss(training.make_module(*shape(options.sizes[0])).to(device))
-    shared = DistributedDataParallel(model, device_ids=[device.index] if on_gpu else None)
+    shared = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     crystals = training.load_crystals(options)
     batches = endless(crystals[torch.arange(rank, len(crystals), count)], options.batch_size, str(device))
@@ -67,12 +59,29 @@ def main() -> None:
     largest, smallest = weights.clone(), weights.clone()
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+    return seconds, bool((largest == smallest).all())
+
+
+def main() -> None:
+    """Join the others, take steps, and say how long they took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    training.add_arguments(parser)
+    options = parser.parse_args()
+    on_gpu = options.device.startswith("cuda")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    seconds, same = measure(options, device)
+    rank, count = dist.get_rank(), dist.get_world_size()
     if rank == 0:
         row = {"what": f"step {options.sizes[0]}, batch {options.batch_size} each", "processes": count}
         row["per_second"] = round(count * options.batch_size / seconds, 1)
-        row["same_weights"] = bool((largest == smallest).all())
+        row["same_weights"] = same
         print(json.dumps(row), flush=True)
-    dist.destroy_process_group()
+    dist.barrier()
+    # gloo's threads may wait for each other for ever where the interpreter takes them apart: nothing is left to do.
+    os._exit(0)
 
 
 if __name__ == "__main__":

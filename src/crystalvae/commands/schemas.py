@@ -95,6 +95,7 @@ class Sampler:
     projection: bool | None
     analogues: str | None
     trust: Number | None
+    redraws: Number | None
 
 
 @dataclass(kw_only=True)

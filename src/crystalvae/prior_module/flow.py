@@ -25,6 +25,7 @@ Solver = Literal["euler", "midpoint", "heun"]
 Known = Literal["nearest", "drawn", "none"]
 Estimate = Callable[[Float[Tensor, "N L"], float, "Tensor | None"], Float[Tensor, "N L"]]
 """(x_t, t, last estimate or None) to an estimate of x_1."""
+MOST_REDRAWS = 100
 
 
 def interpolate(
@@ -66,6 +67,8 @@ class SamplerOptions:
     With genes, `projection` moves the estimate at every step onto the sites and cells of its space group (at the end
     crystals always are), and `analogues` says which training crystal with the same sites the flow is told: the nearest,
     one drawn by similarity, or none; up to time `trust` it is itself taken for the estimate, where there is one.
+    Crystals with atoms closer than 0.7 of the sum of their covalent radii are drawn again, up to `redraws` times (those
+    for which elements or genes are proposed with new ones); what is too close even then stays.
     """
 
     solver: Solver = "euler"
@@ -77,6 +80,7 @@ class SamplerOptions:
     projection: bool = False
     analogues: Known = "nearest"
     trust: float = 0.0
+    redraws: int = 0
 
     def __post_init__(self) -> None:
         check_choice("sampler.solver", self.solver, get_args(Solver))
@@ -88,6 +92,10 @@ class SamplerOptions:
                 raise ConfigError(f"sampler.{name}: got {value!r}; expected a number")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise ConfigError(f"sampler.steps: got {self.steps!r}; expected a whole number of at least 1")
+        if isinstance(self.redraws, bool) or not isinstance(self.redraws, int) or not 0 <= self.redraws <= MOST_REDRAWS:
+            raise ConfigError(
+                f"sampler.redraws: got {self.redraws!r}; expected a whole number from 0 to {MOST_REDRAWS}"
+            )
         if not 0.0 <= self.stochasticity <= 1.0:
             raise ConfigError(f"sampler.stochasticity: got {self.stochasticity}; expected a number in [0, 1]")
         if not 0.0 <= self.trust <= 1.0:

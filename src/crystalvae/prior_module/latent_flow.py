@@ -291,7 +291,7 @@ class LatentFlow(nn.Module):
         placed, order = self._with_elements(crystals.replace(conditions={}), values, sampler, options, generator)
         noise = partial(normal_noise, (placed.num_nodes, self.latent_dim), placed.device, generator)
         latents = self.sample_latents(placed, values, options=sampler, noise=noise)
-        return Drawn(latents, placed, order)
+        return Drawn(latents, placed, order, redraws=sampler.redraws)
 
     def _with_elements(
         self,

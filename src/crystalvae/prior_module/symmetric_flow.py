@@ -112,7 +112,7 @@ class SymmetricFlow(LatentFlow):
             hints=hints,
             projected=projected if sampler.projection else None,
         )
-        return Drawn(latents, placed, symmetric=True)
+        return Drawn(latents, placed, symmetric=True, redraws=sampler.redraws)
 
     def size_weights(self, sizes: Sequence[int], options: DrawOptions) -> Float[Tensor, "S"]:
         """Return how likely what is asked for is for each number of atoms (`GeneDrawer`)."""

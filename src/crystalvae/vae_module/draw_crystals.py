@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crystalvae.checks import check_count
 from crystalvae.data.batch import CrystalBatch
+from crystalvae.data.contacts import MIN_CONTACT, contacts
 from crystalvae.data.symmetric.projection import project
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.decoders.heads import DecodedCrystals
@@ -96,7 +97,24 @@ def draw_crystals(
 def draw_batch(
     vae: CrystalVAE, source: LatentSource, asked: CrystalBatch, *, options: DrawOptions, generator: torch.Generator
 ) -> CrystalBatch:
-    """Draw the crystals of one batch."""
+    """Draw the crystals of one batch, those with atoms too close again where the source wants that."""
+    crystals, redraws = _draw_once(vae, source, asked, options=options, generator=generator)
+    for _ in range(redraws):
+        close = torch.from_numpy(contacts(crystals) < MIN_CONTACT).to(crystals.device)
+        if not bool(close.any()):
+            break
+        rows = close.nonzero()[:, 0]
+        again, _ = _draw_once(vae, source, asked[rows], options=options, generator=generator)
+        place = torch.arange(len(close), device=close.device)
+        place[rows] = len(close) + torch.arange(len(rows), device=close.device)
+        crystals = CrystalBatch.cat([crystals, again])[place]
+    return crystals
+
+
+def _draw_once(
+    vae: CrystalVAE, source: LatentSource, asked: CrystalBatch, *, options: DrawOptions, generator: torch.Generator
+) -> tuple[CrystalBatch, int]:
+    """Return crystals, and how often those with atoms too close are to be drawn again."""
     if isinstance(source, GeneSource):
         asked = source.propose(asked, options=options, generator=generator)
         drawn = source.draw_through(vae, asked, options=options, generator=generator)
@@ -107,10 +125,11 @@ def draw_batch(
         decoded = only_elements(decoded, options.elements)
     crystals = vae.to_crystals(decoded, drawn.crystals)
     if drawn.symmetric:
-        return project(crystals.replace(properties=drawn.crystals.properties))
-    if drawn.order is None:
-        return crystals
-    return crystals.replace(atom_types=crystals.atom_types[drawn.order], frac_coords=crystals.frac_coords[drawn.order])
+        crystals = project(crystals.replace(properties=drawn.crystals.properties))
+    elif drawn.order is not None:
+        order = drawn.order
+        crystals = crystals.replace(atom_types=crystals.atom_types[order], frac_coords=crystals.frac_coords[order])
+    return crystals, drawn.redraws
 
 
 def only_elements(decoded: DecodedCrystals, elements: Sequence[int]) -> DecodedCrystals:

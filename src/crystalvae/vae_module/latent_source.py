@@ -81,12 +81,14 @@ class Drawn:
 
     The atoms of each crystal may stand in another order than they were asked for in: `order` takes them back, None
     where they do not. `symmetric`: the crystals are to be moved onto the space groups and sites that they carry.
+    `redraws`: how often crystals with atoms too close are to be drawn again.
     """
 
     latents: Float[Tensor, "N L"]
     crystals: CrystalBatch
     order: Int[Tensor, "N"] | None = None
     symmetric: bool = False
+    redraws: int = 0
 
 
 @runtime_checkable
