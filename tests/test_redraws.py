@@ -43,8 +43,9 @@ class Draws:
 def drawn(draws: Draws, monkeypatch: pytest.MonkeyPatch) -> CrystalBatch:
     monkeypatch.setattr(draw_crystals, "_draw_once", draws)
     asked = CrystalBatch.empty([1, 1, 1]).replace(properties={"name": torch.tensor([10.0, 11.0, 12.0])})
-    generator = torch.Generator()
-    return draw_crystals.draw_batch(None, None, asked, options=DrawOptions(), generator=generator)  # pyright: ignore[reportArgumentType]
+    vae_module = tiny_prior().vae_module
+    how = {"options": DrawOptions(), "generator": torch.Generator()}
+    return draw_crystals.draw_batch(vae_module.vae, vae_module.source, asked, **how)
 
 
 def test_only_what_is_too_close_is_drawn_again_and_keeps_its_place(monkeypatch: pytest.MonkeyPatch):
@@ -77,6 +78,6 @@ def test_a_prior_draws_again_by_its_sampler():
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, 101])
-def test_numbers_of_redraws_that_cannot_be(value: object):
+def test_numbers_of_redraws_that_cannot_be(value: object, without_type_checks: None):
     with pytest.raises(ConfigError, match=r"sampler\.redraws"):
         SamplerOptions(redraws=value)  # pyright: ignore[reportArgumentType]

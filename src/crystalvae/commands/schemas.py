@@ -95,7 +95,7 @@ class Sampler:
     projection: bool | None
     analogues: str | None
     trust: Number | None
-    redraws: Number | None
+    redraws: int | None
 
 
 @dataclass(kw_only=True)

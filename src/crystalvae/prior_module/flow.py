@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crystalvae.checks import check_choice, check_switch
+from crystalvae.checks import check_choice, check_count, check_switch
 from crystalvae.errors import ConfigError
 
 Prediction = Literal["preconditioned", "x1", "velocity"]
@@ -90,12 +90,9 @@ class SamplerOptions:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ConfigError(f"sampler.{name}: got {value!r}; expected a number")
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ConfigError(f"sampler.steps: got {self.steps!r}; expected a whole number of at least 1")
-        if isinstance(self.redraws, bool) or not isinstance(self.redraws, int) or not 0 <= self.redraws <= MOST_REDRAWS:
-            raise ConfigError(
-                f"sampler.redraws: got {self.redraws!r}; expected a whole number from 0 to {MOST_REDRAWS}"
-            )
+        check_count("sampler.steps", self.steps)
+        if check_count("sampler.redraws", self.redraws, at_least=0) > MOST_REDRAWS:
+            raise ConfigError(f"sampler.redraws: got {self.redraws}; expected at most {MOST_REDRAWS}")
         if not 0.0 <= self.stochasticity <= 1.0:
             raise ConfigError(f"sampler.stochasticity: got {self.stochasticity}; expected a number in [0, 1]")
         if not 0.0 <= self.trust <= 1.0:
