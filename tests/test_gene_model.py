@@ -6,12 +6,10 @@ import itertools
 import math
 from collections import Counter
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 
-from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.canonical import element_order
 from crystalvae.data.symmetric.source import symmetric
 from crystalvae.errors import ConfigError, DataError
@@ -19,7 +17,6 @@ from crystalvae.prior_module.gene_lookup import GeneLookup, pattern_of, with_ele
 from crystalvae.prior_module.gene_model import GeneModel
 from crystalvae.prior_module.gene_proposals import GeneProposals
 from crystalvae.prior_module.gene_steps import State, Wanted, asked_space_groups, formula_of, step_through
-from crystalvae.prior_module.gene_training import ConditionedGenes, fit
 from crystalvae.prior_module.genes import Gene, Genes
 from crystalvae.prior_module.reachability import fits, fixed_sites, multiplicities, sums
 from tests.test_canonical import CRYSTALS, TEXTBOOK
@@ -362,43 +359,3 @@ def test_space_groups_are_asked_for_by_number_or_system():
             asked_space_groups(**wrong)
     with pytest.raises(ConfigError, match="225 is not hexagonal"):
         asked_space_groups(space_group=225, crystal_system="hexagonal")
-
-
-# ---- training --------------------------------------------------------------------------------------------------------
-
-
-def test_training_learns_and_goes_on_from_its_last_checkpoint(tmp_path: Path):
-    crystals, _ = symmetric(CrystalBatch.cat([CRYSTALS] * 4))
-    crystals = crystals.replace(properties={**crystals.properties, "band_gap": torch.linspace(0, 5, len(crystals))})
-    options = {"d_model": D_MODEL, "nhead": 2, "num_layers": 1, "dropout": 0.0, "conditions": ["band_gap"]}
-    settings = {"model": options, "batch_size": 16, "learning_rate": 1e-2, "warmup_steps": 2, "decay": 0.5}
-    fit(crystals, crystals, tmp_path / "whole", epochs=6, **settings)
-    whole = ConditionedGenes.load(tmp_path / "whole" / "best.ckpt")
-    lines = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
-    values = [float(line.split('"val_nll": ')[1].split(",")[0]) for line in lines]
-    assert len(values) == 6
-    assert values[-1] < 0.7 * values[0]
-
-    class Stop(Exception):
-        pass
-
-    calls = []
-
-    def stopping(*args: object, **kwargs: object) -> None:
-        calls.append(args)
-        raise Stop
-
-    import crystalvae.prior_module.gene_training as module
-
-    original = module._save
-    try:
-        module._save = lambda content, path: original(content, path) if content["epoch"] <= 3 else stopping()
-        with pytest.raises(Stop):
-            fit(crystals, crystals, tmp_path / "parts", epochs=6, **settings)
-    finally:
-        module._save = original
-    parts = fit(crystals, crystals, tmp_path / "parts", epochs=6, **settings)
-    for name, value in whole.state_dict().items():
-        torch.testing.assert_close(parts.state_dict()[name], value, atol=1e-5, rtol=1e-4)
-    with pytest.raises(ConfigError, match="formula_share"):
-        fit(crystals, crystals, tmp_path / "never", epochs=1, formula_share=2.0, **settings)

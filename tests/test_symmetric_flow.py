@@ -20,7 +20,7 @@ from crystalvae.data.symmetry import moyo_dataset
 from crystalvae.data.training_batch import TrainingBatch
 from crystalvae.errors import CheckpointError, ConfigError
 from crystalvae.prior_module.analogues import Analogues
-from crystalvae.prior_module.gene_training import ConditionedGenes
+from crystalvae.prior_module.conditioned_genes import ConditionedGenes
 from crystalvae.prior_module.genes import Genes
 from crystalvae.prior_module.hints import SymmetryEmbedder, cell_features, place_features
 from crystalvae.prior_module.latent_prior import LatentPrior
@@ -215,6 +215,31 @@ def test_only_what_is_named_is_trained():
     module = LatentPrior(**{**tiny_prior_config(**SYMMETRIC), "trained": ["flow"]})
     learning = {name.split(".")[0] for name, part in module.prior.named_parameters() if part.requires_grad}
     assert learning == {"denoiser"}
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_gene_model_learns_alone(given: bool):
+    module = LatentPrior(**{**tiny_prior_config(**SYMMETRIC), "trained": ["gene"], "composition_weight": 1.0})
+    learning = [part for part in module.prior.parameters() if part.requires_grad]
+    assert {name.split(".")[0] for name, part in module.prior.named_parameters() if part.requires_grad} == {"gene"}
+    optimizer = torch.optim.Adam(learning, lr=1e-2)
+    crystals = textbook()
+    task = torch.full((len(crystals),), given)
+
+    def of_task(flag: torch.Tensor | None) -> float:
+        with torch.no_grad():
+            return float(module.prior.gene_loss(crystals, {}, flag).mean())
+
+    before, whole = of_task(task), module.losses(TrainingBatch.whole(crystals), training=False)
+    for step in range(30):
+        losses = module.losses(TrainingBatch.whole(crystals, seed=(0, 0, step)), training=True)
+        assert set(losses) == {"loss", "gene_nll"}
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+    assert of_task(task) < 0.5 * before
+    assert of_task(None) == pytest.approx((of_task(task) + of_task(~task)) / 2, rel=1e-4)
+    assert {"gene_nll", "flow_loss"} <= set(whole)
 
 
 # ---- sampling --------------------------------------------------------------------------------------------------------

@@ -218,7 +218,9 @@ class Analogues(nn.Module):
             cells[known] = self._cells[rows[known]]
         lattices = lattice_from_parameters(cells[:, :3], cells[:, 3:].deg2rad())
         before = torch.where(elements > 0, elements, wanted)
-        volumes = [torch.zeros(len(rows)).index_add(0, owner, _sizes()[numbers]) for numbers in (wanted, before)]
+        volumes = [
+            torch.zeros(len(rows)).index_add(0, owner, covalent_radii()[numbers] ** 3) for numbers in (wanted, before)
+        ]
         scale = (volumes[0] / volumes[1]) ** (1 / 3)
         models = CrystalBatch(
             atom_types=wanted,
@@ -229,8 +231,8 @@ class Analogues(nn.Module):
         return Models(models.to(device), known.to(device), distances.to(device), elements.to(device))
 
 
-def _sizes() -> Float[Tensor, "E"]:
-    """Return the cubes of covalent radii in Å^3 by atomic number; the heaviest are as large as the last known."""
+def covalent_radii() -> Float[Tensor, "E"]:
+    """Return covalent radii in Å by atomic number; the heaviest are as large as the last known."""
     radii = element_table().covalent_radius
     radii = np.where(np.isnan(radii), np.nanmax(radii[80:]), radii)
-    return torch.from_numpy(np.concatenate((radii, np.full(120 - len(radii), radii[-1])))).float() ** 3
+    return torch.from_numpy(np.concatenate((radii, np.full(120 - len(radii), radii[-1])))).float()

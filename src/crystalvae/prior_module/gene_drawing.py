@@ -14,23 +14,32 @@ from crystalvae.data.symmetric.source import ORBIT_SITES, SPACE_GROUP
 from crystalvae.data.symmetric.space_groups import NUM_SPACE_GROUPS
 from crystalvae.errors import ConfigError
 from crystalvae.prior_module.analogues import Analogues
+from crystalvae.prior_module.conditioned_genes import ConditionedGenes
 from crystalvae.prior_module.gene_lookup import GeneLookup
 from crystalvae.prior_module.gene_proposals import GeneProposals
+from crystalvae.prior_module.gene_ranker import GeneRanker, RankedLookup
 from crystalvae.prior_module.gene_steps import Wanted, asked_space_groups, formula_of, ranks
-from crystalvae.prior_module.gene_training import ConditionedGenes
 from crystalvae.prior_module.genes import Gene, Genes
 from crystalvae.vae_module.conditions.values import Values
 from crystalvae.vae_module.latent_source import DrawOptions
 
 log = logging.getLogger(__name__)
 
+LOOKUP_WEIGHT = 0.7
+"""The share of known crystals in the probability of a gene; measured in docs/results.md."""
+
 
 class GeneDrawer:
     """Genes from a model, and for formulas from a mixture with what known crystals say (`GeneProposals`)."""
 
-    def __init__(self, genes: ConditionedGenes, known: Analogues) -> None:
+    def __init__(self, genes: ConditionedGenes, known: Analogues, ranker: GeneRanker | None = None) -> None:
         self.genes = genes
-        self.proposals = GeneProposals(genes.model, GeneLookup(known.genes()) if len(known) else None)
+        lookup = None
+        if len(known):
+            lookup = GeneLookup(known.genes(), known.similarity)
+            if ranker is not None and bool(ranker.fitted):
+                lookup = RankedLookup(known, ranker)
+        self.proposals = GeneProposals(genes.model, lookup, lookup_weight=LOOKUP_WEIGHT)
 
     def with_genes(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -265,33 +265,46 @@ def choice_masks(choices: Sequence[dict[int, int]]) -> tuple[Bool[Tensor, "B E"]
     return sets > 0, sets
 
 
+@dataclass(frozen=True, eq=False)
+class _Written:
+    """One gene step by step: what was wanted, and at each of P places what was left, needed and possible."""
+
+    wanted: Wanted
+    left: Int[Tensor, "P"]
+    needs: Int[Tensor, "P"]
+    element_mask: Bool[Tensor, "P E"]
+    sites: Int[Tensor, "P"]
+
+
+@lru_cache(maxsize=2**17)
+def _written(gene: Gene, formula_given: bool) -> _Written:
+    group, pairs = gene
+    counts: dict[int, int] = {}
+    for element, site in pairs:
+        counts[element] = counts.get(element, 0) + multiplicities(group)[site]
+    wanted = Wanted(sum(counts.values()), tuple(counts.items()) if formula_given else ())
+    state = State.start(wanted, group)
+    left, needs, chosen, choices = [], [], [], []
+    for element, site in pairs:
+        found = state.choices()
+        if not found.get(element, 0) >> site & 1:
+            raise ValueError(f"gene {gene}: element {element} on site {site} cannot come there")
+        left.append(state.left)
+        needs.append(state.need_of(element))
+        chosen.append(found[element])
+        choices.append(found)
+        state = state.then(element, site)
+    mask = choice_masks(choices)[0]
+    return _Written(wanted, torch.tensor(left), torch.tensor(needs), mask, torch.tensor(chosen))
+
+
 def step_through(genes: Sequence[Gene], *, formula_given: Sequence[bool]) -> Steps:
     """Write genes down step by step, with masks, given their formula or only their number of atoms.
 
     Raises `ValueError` for a gene that is not in order or cannot be.
     """
-    wanted, rows, needs_rows, left_rows, element_masks, site_sets = [], [], [], [], [], []
-    for (group, pairs), given in zip(genes, formula_given, strict=True):
-        counts: dict[int, int] = {}
-        for element, site in pairs:
-            counts[element] = counts.get(element, 0) + multiplicities(group)[site]
-        wanted.append(Wanted(sum(counts.values()), tuple(counts.items()) if given else ()))
-        state = State.start(wanted[-1], group)
-        left, needs, chosen, choices = [], [], [], []
-        for element, site in pairs:
-            found = state.choices()
-            if not found.get(element, 0) >> site & 1:
-                raise ValueError(f"gene {(group, pairs)}: element {element} on site {site} cannot come there")
-            left.append(state.left)
-            needs.append(state.need_of(element))
-            chosen.append(found[element])
-            choices.append(found)
-            state = state.then(element, site)
-        rows.append(pairs)
-        left_rows.append(torch.tensor(left))
-        needs_rows.append(torch.tensor(needs))
-        element_masks.append(choice_masks(choices)[0])
-        site_sets.append(torch.tensor(chosen))
+    written = [_written(gene, given) for gene, given in zip(genes, formula_given, strict=True)]
+    wanted = [entry.wanted for entry in written]
 
     def pad(parts: list[Tensor], value: float = 0) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=value)
@@ -303,11 +316,11 @@ def step_through(genes: Sequence[Gene], *, formula_given: Sequence[bool]) -> Ste
         formula_elements=formula[..., 0],
         formula_counts=formula[..., 1],
         space_groups=torch.tensor([group for group, _ in genes]),
-        elements=pad([torch.tensor([element for element, _ in pairs]) for pairs in rows]),
-        sites=pad([torch.tensor([site for _, site in pairs]) for pairs in rows], -1),
-        left=pad(left_rows),
-        needs=pad(needs_rows),
+        elements=pad([torch.tensor([element for element, _ in pairs]) for _, pairs in genes]),
+        sites=pad([torch.tensor([site for _, site in pairs]) for _, pairs in genes], -1),
+        left=pad([entry.left for entry in written]),
+        needs=pad([entry.needs for entry in written]),
         group_mask=group_mask(wanted),
-        element_mask=pad(element_masks),
-        site_mask=bits(pad(site_sets), MAX_SITES),
+        element_mask=pad([entry.element_mask for entry in written]),
+        site_mask=bits(pad([entry.sites for entry in written]), MAX_SITES),
     )

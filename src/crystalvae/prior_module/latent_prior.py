@@ -37,8 +37,9 @@ class LatentPrior(OverFrozenVAE):
     All arguments are plain config, and are kept in the checkpoint: `vae`, the VAE's own config (its weights come from
     its checkpoint); `prior` with a `_target_`, see `LatentFlow` and `LatentDiffusion`; `latents`, whether training sees
     draws from the posterior or its mean; `time` {mean, std} of the logit-normal distribution of times;
-    `condition_dropout` {all, each}; `self_condition_probability`; `composition_weight`, nats of the composition model
-    against the flow's loss; `trained`, which of flow and composition model learn, the other staying as it is;
+    `condition_dropout` {all, each}; `self_condition_probability`; `composition_weight`, nats of the composition or
+    gene model against the flow's loss; `trained`, which of flow, composition and gene model learn, the others staying
+    as they are;
     `optimizer` and `scheduler` as for `VAEModule`.
     """
 
@@ -162,6 +163,11 @@ class LatentPrior(OverFrozenVAE):
         ):
             parts["composition_nll"] = prior.composition_loss(crystals, values).sum() / batch.mean_crystals
             loss = loss + ("composition" in self.trained) * self.composition_weight * parts["composition_nll"]
+        if isinstance(prior, SymmetricFlow) and ("gene" in self.trained or not training):
+            given = batch.per_crystal(torch.rand(batch.total_crystals, generator=generator, device=device)) < 0.5
+            gene_nll = prior.gene_loss(crystals, values, given if training else None)
+            parts["gene_nll"] = gene_nll.sum() / batch.mean_crystals
+            loss = loss + ("gene" in self.trained) * self.composition_weight * parts["gene_nll"]
         return {"loss": loss, **parts}
 
     def _dropped(self, values: Values, uniform: Tensor) -> Values:
@@ -203,6 +209,9 @@ class LatentPrior(OverFrozenVAE):
             self.vae_module.statistics = {**self.statistics, "conditions": ranges}
         if "composition" in self.trained and isinstance(self.prior, LatentFlow) and self.prior.composition is not None:
             self.prior.composition_conditions.fit(values)
+        if "gene" in self.trained and isinstance(self.prior, SymmetricFlow):
+            self.prior.gene.conditions.fit(values)
+            self.prior.fit_known(crystals)
         if "flow" not in self.trained:
             return
         if self.prior.conditions is not None:

@@ -2,41 +2,50 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from crystalvae.checks import check_count
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.symmetric.projection import AtomSites, project
 from crystalvae.errors import ConfigError
 from crystalvae.prior_module.analogues import Analogues
+from crystalvae.prior_module.conditioned_genes import ConditionedGenes
+from crystalvae.prior_module.element_similarity import ElementSimilarity
 from crystalvae.prior_module.gene_drawing import GeneDrawer
+from crystalvae.prior_module.gene_lookup import GeneLookup
+from crystalvae.prior_module.gene_ranker import GeneRanker
 from crystalvae.prior_module.gene_steps import asked_space_groups
-from crystalvae.prior_module.gene_training import ConditionedGenes
 from crystalvae.prior_module.genes import Genes
 from crystalvae.prior_module.hints import Hints
 from crystalvae.prior_module.latent_flow import LatentFlow
-from crystalvae.vae_module.conditions.values import told
+from crystalvae.vae_module.conditions.values import Values, told
 from crystalvae.vae_module.distribution import normal_noise
 from crystalvae.vae_module.latent_source import Autoencoder, Drawn, DrawOptions
 from crystalvae.vae_module.layers.precision import full_precision
+
+log = logging.getLogger(__name__)
 
 
 class SymmetricFlow(LatentFlow):
     """A flow over the latents of crystals in the symmetric description, told their genes; a model proposes these.
 
-    `gene` {d_model, nhead, num_layers, dropout, max_atoms} describes the gene model; the other keywords are those of
-    `LatentFlow`. The flow is also told of a training crystal with the same sites and similar elements where there is
-    one (`Analogues`). It needs a VAE that is given elements.
+    `gene` {d_model, nhead, num_layers, dropout, max_atoms} describes the gene model, `ranking` {d_model, num_layers,
+    dropout} the network that puts genes of known crystals in order for a formula (`GeneRanker`; None: their votes
+    alone), trained for `epochs`; the other keywords are those of `LatentFlow`. The flow is also told of a training
+    crystal with the same sites and similar elements where there is one (`Analogues`). It needs a VAE that is given
+    elements.
     """
 
     genes_given = True
 
-    def __init__(self, *, gene: Mapping[str, Any], **flow: Any) -> None:
+    def __init__(self, *, gene: Mapping[str, Any], ranking: Mapping[str, Any] | None = None, **flow: Any) -> None:
         if flow.get("composition") is not None or not flow["elements_given"]:
             raise ConfigError(
                 "prior.gene: genes take the place of compositions, for a VAE that is given elements; set "
@@ -45,12 +54,42 @@ class SymmetricFlow(LatentFlow):
         super().__init__(**flow)
         self.gene = ConditionedGenes(conditions=self.names, classes=flow.get("classes"), **gene)
         self.analogues = Analogues()
+        ranking = dict(ranking or {})
+        self.ranking_epochs = check_count("prior.ranking.epochs", ranking.pop("epochs", 1))
+        self.ranker = GeneRanker(**ranking).requires_grad_(requires_grad=False) if ranking else None
         self._drawer: GeneDrawer | None = None
 
     @property
     def proposes_elements(self) -> bool:
         """Genes have elements."""
         return True
+
+    def fit_known(self, crystals: CrystalBatch) -> None:
+        """Keep crystals as known ones, and learn from them how alike elements are and how genes rank, unless that is.
+
+        The crystals are those of the training set in the symmetric description; learning takes some ten minutes for
+        MP-20.
+        """
+        self.analogues.fit(crystals)
+        if self.ranker is not None and bool(self.ranker.fitted):
+            return
+        similarity = ElementSimilarity()
+        lookup = GeneLookup(self.analogues.genes(), similarity)
+        losses = lookup.fit()
+        log.info("how alike elements are: -log p of a gene by votes %.3f nats, %.3f at first", losses[-1], losses[0])
+        self.analogues.similarity.load_state_dict(similarity.state_dict())
+        if self.ranker is not None:
+            host = crystals.detach().to("cpu")
+            losses = self.ranker.cpu().fit(host, self.analogues, lookup, epochs=self.ranking_epochs)
+            log.info("ranking of genes: -log p %.3f nats, %.3f at first", losses[-1], losses[0])
+        self._drawer = None
+
+    def gene_loss(self, crystals: CrystalBatch, values: Values, given: Bool[Tensor, "B"] | None) -> Float[Tensor, "B"]:
+        """Return -log p(gene) in nats, given the formula or (not `given`) the number of atoms; None: mean of both."""
+        genes = Genes.of(crystals)
+        if given is None:
+            return self.gene.of_both_tasks(genes, values)
+        return self.gene.negative_log_likelihood(genes, values, given)
 
     @torch.no_grad()
     def hints(self, crystals: CrystalBatch, vae: Autoencoder, *, noise: Float[Tensor, "B"] | None = None) -> Hints:
@@ -120,5 +159,5 @@ class SymmetricFlow(LatentFlow):
 
     def _genes(self) -> GeneDrawer:
         if self._drawer is None:
-            self._drawer = GeneDrawer(self.gene, self.analogues)
+            self._drawer = GeneDrawer(self.gene, self.analogues, self.ranker)
         return self._drawer
