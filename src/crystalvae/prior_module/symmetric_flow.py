@@ -64,6 +64,7 @@ class SymmetricFlow(LatentFlow):
         """Genes have elements."""
         return True
 
+    @torch.enable_grad()
     def fit_known(self, crystals: CrystalBatch) -> None:
         """Keep crystals as known ones, and learn from them how alike elements are and how genes rank, unless that is.
 
