@@ -77,6 +77,7 @@ def test_speed(given: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert results(folder, "speed")["found"].keys() == found["found"].keys()
 
 
+@pytest.mark.slow
 def test_quality(given: list[str], folder: Path) -> None:
     gpu.main([*given, "--minutes", "60", "--all-minutes", "0.2", "quality"])
     found = results(folder, "quality")

@@ -188,6 +188,7 @@ print(torch._dynamo.utils.counters["stats"]["unique_graphs"], "graphs")
 """
 
 
+@pytest.mark.slow
 @on_each_device
 def test_a_compiled_prior_learns_and_samples_as_before(device: str) -> None:
     # In a process of its own: the suite's checks of annotations are nothing that can be compiled.

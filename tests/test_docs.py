@@ -141,7 +141,7 @@ OBJECTIVES = [
     *(f"vae_module/objective/schedule/{name}.yaml" for name in ("none", "linear", "sigmoid", "cyclical")),
 ]
 PRIOR = "prior_module/prior_module.yaml"
-PRIORS = [f"prior_module/prior/{name}.yaml" for name in ("flow", "diffusion")]
+PRIORS = [f"prior_module/prior/{name}.yaml" for name in ("flow", "diffusion", "symmetric")]
 WHOLE = [
     *PRIORS,
     *("vae_module/vae_module.yaml", PRIOR, "sample.yaml", "evaluate.yaml", "train_vae.yaml", "train_prior.yaml"),
@@ -305,7 +305,7 @@ def test_experiments_of_priors_compose_and_build(experiment: str, tmp_path: Path
     vae = tiny_config(atom_type_predict=experiment.endswith("dng"))
     module = build("prior_module", OmegaConf.create({**config.prior_module, "vae": vae}))
     assert isinstance(module, LatentPrior)
-    assert (module.prior.composition is None) == experiment.endswith(("dng", "symmetric_small"))
+    assert (module.prior.composition is None) == experiment.endswith(("dng", "symmetric_small", "gene_small"))
     assert build("data", config.data).source.name == experiment.partition("/")[0]
     for entry in config.callbacks.values():
         build("callbacks", entry)
@@ -366,13 +366,23 @@ _NAMES = sorted({*COMMANDS, *(command.config for command in COMMANDS.values())},
 COMMAND = re.compile(rf"(?:src/|crystalvae )({'|'.join(_NAMES)})(?:\.py)?(?=\s|$)")
 
 
+GROUPS = {"experiment", *(path.name for path in CONFIGS.rglob("*") if path.is_dir())}
+
+
 def command_lines() -> Iterator[Any]:
+    """Each combination of keys once; of groups, each choice."""
+    seen = set()
     for page in [*PAGES, *ROOT.glob("README.md")]:
         blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
             if (found := COMMAND.search(line)) and " -sc " not in line:  # completion takes no options
                 rest = line[found.end() :].partition("#")[0].partition("--cfg")[0]
                 words = re.findall(r"(?:'[^']*'|\S)+", rest)
+                groups = {word for word in words if word.partition("=")[0] in GROUPS}
+                kind = (found[1], frozenset(groups), frozenset(word.partition("=")[0] for word in words))
+                if kind in seen:
+                    continue
+                seen.add(kind)
                 yield pytest.param(
                     COMMANDS[found[1].replace("_", "-")].config, words, id=f"{page.stem}: {line.strip()}"[:90]
                 )
