@@ -635,7 +635,7 @@ def test_a_name_that_is_none_lists_the_bundled_models(bundle: Path) -> None:
 def test_the_bundled_models_are_what_was_published() -> None:
     """Those that come with this copy of the package: unchanged, small, and the one sampled by default has a prior."""
     sizes = [bundled.find(name).stat().st_size for name in bundled.models()]
-    assert sum(sizes) < 15e6
+    assert sum(sizes) < 21e6
     for name in bundled.models():
         vae = VAEModule.load_from_checkpoint(name, weights_only=True)
         assert vae.statistics["num_atoms"]

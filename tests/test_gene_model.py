@@ -13,10 +13,11 @@ import torch
 from crystalvae.data.canonical import element_order
 from crystalvae.data.symmetric.source import symmetric
 from crystalvae.errors import ConfigError, DataError
+from crystalvae.prior_module.asked_symmetry import asked_sites, asked_space_groups
 from crystalvae.prior_module.gene_lookup import GeneLookup, pattern_of, with_elements
 from crystalvae.prior_module.gene_model import GeneModel
 from crystalvae.prior_module.gene_proposals import GeneProposals
-from crystalvae.prior_module.gene_steps import State, Wanted, asked_space_groups, formula_of, step_through
+from crystalvae.prior_module.gene_steps import State, Wanted, formula_of, step_through
 from crystalvae.prior_module.genes import Gene, Genes
 from crystalvae.prior_module.reachability import fits, fixed_sites, multiplicities, sums
 from tests.test_canonical import CRYSTALS, TEXTBOOK
@@ -114,6 +115,44 @@ def test_masks_lead_to_all_genes_of_a_formula_and_to_no_other(group: int, formul
         got = reached(wanted, group)
         assert len(got) == len(set(got))
         assert set(got) == expected
+
+
+@pytest.mark.parametrize("group", SMALL)
+@pytest.mark.parametrize("asked", ["formula", "all elements", "some elements"])
+def test_masks_lead_to_all_genes_on_the_sites_asked_for_and_to_no_other(group: int, asked: str):
+    formula = (LITHIUM, OXYGEN, OXYGEN)
+    everything = enumerated(group, 3, (LITHIUM, OXYGEN), all_elements=asked != "some elements")
+    if asked == "formula":
+        everything = {gene for gene in everything if atoms_of(gene) == Counter(formula)}
+    of_sites: dict[tuple[int, ...], set[Gene]] = {}
+    for gene in everything:
+        of_sites.setdefault(tuple(sorted(site for _, site in gene[1])), set()).add(gene)
+    for sites, expected in sorted(of_sites.items())[:12]:
+        how = {"space_groups": frozenset([group]), "sites": sites}
+        if asked == "formula":
+            wanted = Wanted(3, formula_of(formula), **how)
+        else:
+            wanted = Wanted(3, elements=(LITHIUM, OXYGEN), subsystems=asked == "some elements", **how)
+        assert wanted.groups() == [group]
+        got = reached(wanted, group)
+        assert len(got) == len(set(got))
+        assert set(got) == expected
+    assert not Wanted(3, formula_of(formula), frozenset([group]), sites=(0,) * 9).groups()
+
+
+def test_sites_are_asked_for_by_letters():
+    assert asked_sites(None, None) == asked_sites(225, None) == ()
+    assert asked_sites(225, "b a") == asked_sites(225, "a,b") == asked_sites("225", ["a", "b"]) == (0, 1)
+    assert asked_sites(225, "aff") == (0, 5, 5)
+    assert asked_sites(47, "A") == (26,)
+    for group, wrong, match in (
+        (None, "a", "say which"), (225, "a z", "got z; space group 225 has a to l"), (225, "", "no letter"),
+        (225, "a a", "a of space group 225 is a single place"), (225, 3, "expected letters"), (1, "a" * 65, "at most"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=match):
+            asked_sites(group, wrong)
+    with pytest.raises(ConfigError, match="one space group"):
+        Wanted(2, sites=(0, 1))
 
 
 def atoms_of(gene: Gene) -> Counter[int]:

@@ -268,6 +268,15 @@ def test_space_groups_asked_for_are_met(asked: dict[str, Any]):
     assert bool(((groups >= low) & (groups <= high)).all())
 
 
+def test_sites_asked_for_are_met():
+    for asked in ({"num_atoms": 3}, {}, {"composition": "CaF2", "formula_units": 1}):
+        crystals = draw(model(), space_group=225, wyckoff="a c", **asked)
+        assert crystals.num_atoms.tolist() == [3] * 12
+        for group, pairs in Genes.of(crystals).to_list():
+            assert (group, sorted(site for _, site in pairs)) == (225, [0, 2])
+        assert found_groups(crystals) == [225] * 12
+
+
 def test_structures_of_a_formula_have_its_atoms_and_different_genes():
     crystals = draw(model(), number=6, composition="NaCl", formula_units=2)
     genes = Genes.of(crystals).to_list()

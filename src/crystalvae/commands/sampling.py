@@ -33,6 +33,7 @@ def sample_request(config: DictConfig, number: int) -> SampleRequest:
         chemical_system_subsets=checks.check_switch("chemical_system_subsets", config.chemical_system_subsets),
         space_group=config.space_group,
         crystal_system=config.crystal_system,
+        wyckoff=to_plain(config.wyckoff),
         sampler=_mapping("sampler", config.sampler),
         batch_size=checks.check_count("batch_size", config.batch_size),
         seed=checks.check_seed("seed", config.seed),
@@ -48,6 +49,7 @@ def described(request: SampleRequest, module: VAEModule) -> dict[str, object]:
         "chemical_system_subsets": request.chemical_system_subsets,
         "space_group": request.space_group,
         "crystal_system": request.crystal_system,
+        "wyckoff": request.wyckoff,
     }
     temperature = {"temperature": request.temperature} if module.prior is None else {}
     return {**temperature, **{name: value for name, value in asked.items() if value}}

@@ -120,6 +120,7 @@ class Sampling(Config):
     chemical_system_subsets: bool
     space_group: int | None = at_least(1, most=230)
     crystal_system: str | None
+    wyckoff: Any  # a text, or a list of letters
     conditions: dict[str, Any] | None
     sampler: Sampler | None
     n_jobs: int = processes()

@@ -14,11 +14,12 @@ from crystalvae.data.symmetric.source import ORBIT_SITES, SPACE_GROUP
 from crystalvae.data.symmetric.space_groups import NUM_SPACE_GROUPS
 from crystalvae.errors import ConfigError
 from crystalvae.prior_module.analogues import Analogues
+from crystalvae.prior_module.asked_symmetry import asked_sites, asked_space_groups, letters
 from crystalvae.prior_module.conditioned_genes import ConditionedGenes
 from crystalvae.prior_module.gene_lookup import GeneLookup
 from crystalvae.prior_module.gene_proposals import GeneProposals
 from crystalvae.prior_module.gene_ranker import GeneRanker, RankedLookup
-from crystalvae.prior_module.gene_steps import Wanted, asked_space_groups, formula_of, ranks
+from crystalvae.prior_module.gene_steps import Wanted, formula_of, ranks
 from crystalvae.prior_module.genes import Gene, Genes
 from crystalvae.vae_module.conditions.values import Values
 from crystalvae.vae_module.latent_source import DrawOptions
@@ -101,13 +102,15 @@ class GeneDrawer:
             raise ConfigError(
                 "composition and chemical_system exclude each other: the composition has elements outside the system"
             )
-        return [Wanted(len(part), formula_of(part.tolist()), groups) for part in parts]
+        sites = asked_sites(options.space_group, options.wyckoff)
+        return [Wanted(len(part), formula_of(part.tolist()), groups, sites=sites) for part in parts]
 
     def _of_size(self, size: int, options: DrawOptions) -> Wanted:
         groups = asked_space_groups(space_group=options.space_group, crystal_system=options.crystal_system)
         order = ranks()
         elements = tuple(sorted(options.elements or (), key=order.__getitem__))
-        return Wanted(size, (), groups, elements, options.chemical_system_subsets)
+        sites = asked_sites(options.space_group, options.wyckoff)
+        return Wanted(size, (), groups, elements, options.chemical_system_subsets, sites)
 
     def _of_formulas(self, wanted: Sequence[Wanted], conditions: Float[Tensor, "B D"]) -> list[Gene]:
         rows: dict[Wanted, list[int]] = {}
@@ -118,7 +121,10 @@ class GeneDrawer:
         for entry, places in rows.items():
             likeliest = self.proposals.likeliest(entry, conditions[places[:1]], count=len(places))
             if not likeliest:
-                raise ConfigError(f"no gene fits {entry.formula} in space groups {sorted(entry.space_groups) or 'any'}")
+                raise ConfigError(
+                    f"no gene fits {entry.formula} in space groups {sorted(entry.space_groups) or 'any'} on Wyckoff "
+                    f"sites {letters(entry.sites) or 'any'}"
+                )
             if len(likeliest) < len(places):
                 short = {**short, str(entry.formula): len(likeliest)}
             for number, place in enumerate(places):

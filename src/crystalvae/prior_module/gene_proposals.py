@@ -32,7 +32,8 @@ class GeneProposals:
     def likeliest(self, wanted: Wanted, conditions: Float[Tensor, "1 D"], *, count: int) -> list[tuple[Gene, float]]:
         """Return up to `count` different genes with log p in nats, the likeliest first.
 
-        Those that model and lookup each find likeliest are compared, twice as many as are asked for.
+        Those that model and lookup each find likeliest are compared, twice as many as are asked for; where sites are
+        asked for, those of the model.
         """
         if not wanted.formula:
             raise ConfigError("gene proposals are for a formula; draw from GeneModel.sample for a number of atoms")
@@ -40,7 +41,7 @@ class GeneProposals:
         of_lookup = self._of_lookup(wanted)
         if not of_lookup:
             return sorted(of_model.items(), key=lambda entry: -entry[1])
-        missing = [gene for gene in list(of_lookup)[: 2 * count] if gene not in of_model]
+        missing = [gene for gene in list(of_lookup)[: 2 * count] if gene not in of_model and not wanted.sites]
         of_model |= dict(zip(missing, self.log_likelihoods(missing, wanted, conditions), strict=True))
         mixed = {gene: self._mixed(p, of_lookup.get(gene, -math.inf)) for gene, p in of_model.items()}
         return sorted(mixed.items(), key=lambda entry: -entry[1])[:count]
@@ -62,6 +63,8 @@ class GeneProposals:
         if self.lookup is None or self.lookup_weight == 0:
             return {}
         found = self.lookup.likeliest(wanted.formula)
+        if wanted.sites:
+            found = [(gene, p) for gene, p in found if tuple(sorted(site for _, site in gene[1])) == wanted.sites]
         if wanted.space_groups:
             found = [(gene, p) for gene, p in found if gene[0] in wanted.space_groups]
         total = sum(math.exp(p) for _, p in found)

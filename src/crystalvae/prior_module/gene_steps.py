@@ -14,8 +14,8 @@ from crystalvae.data.batch import MAX_ATOMIC_NUMBER
 from crystalvae.data.canonical import element_order
 from crystalvae.data.symmetric.space_groups import NUM_SPACE_GROUPS
 from crystalvae.data.symmetric.tables import MAX_SITES
-from crystalvae.data.symmetry import CRYSTAL_SYSTEMS, crystal_system_indices
 from crystalvae.errors import ConfigError
+from crystalvae.prior_module.asked_symmetry import letters
 from crystalvae.prior_module.genes import Gene
 from crystalvae.prior_module.reachability import (
     fits,
@@ -23,6 +23,9 @@ from crystalvae.prior_module.reachability import (
     next_sites,
     next_sites_of_formula,
     occupied,
+    sites_fit,
+    sites_fit_formula,
+    sites_left,
     sums,
 )
 
@@ -42,32 +45,12 @@ def formula_of(atomic_numbers: Sequence[int]) -> Formula:
     return tuple(sorted(((z, list(atomic_numbers).count(z)) for z in set(atomic_numbers)), key=lambda e: order[e[0]]))
 
 
-def asked_space_groups(*, space_group: object = None, crystal_system: object = None) -> frozenset[int]:
-    """Return the numbers of the space groups that a user asks for, by number and by system; empty for any.
-
-    Raises `ConfigError` for what is no space group and no crystal system, and where the two exclude each other.
-    """
-    asked = frozenset(range(1, NUM_SPACE_GROUPS + 1))
-    systems = crystal_system_indices(torch.arange(1, NUM_SPACE_GROUPS + 1)).tolist()
-    if crystal_system is not None:
-        if str(crystal_system).lower() not in CRYSTAL_SYSTEMS:
-            raise ConfigError(f"crystal_system: got {crystal_system!r}; expected one of {', '.join(CRYSTAL_SYSTEMS)}")
-        system = CRYSTAL_SYSTEMS.index(str(crystal_system).lower())
-        asked = frozenset(group for group in asked if systems[group - 1] == system)
-    if space_group is not None:
-        if not str(space_group).isdigit() or not 1 <= int(str(space_group)) <= NUM_SPACE_GROUPS:
-            raise ConfigError(f"space_group: got {space_group!r}; expected a number from 1 to {NUM_SPACE_GROUPS}")
-        if int(str(space_group)) not in asked:
-            raise ConfigError(f"space_group={space_group} is not {crystal_system}")
-        asked = frozenset({int(str(space_group))})
-    return frozenset() if len(asked) == NUM_SPACE_GROUPS else asked
-
-
 @dataclass(frozen=True)
 class Wanted:
     """What one gene must be: atoms in the primitive cell, or a formula; space groups; elements.
 
-    Of `elements` (in order, () for any) all must occur unless `subsystems`.
+    Of `elements` (in order, () for any) all must occur unless `subsystems`. `sites`, in order, are those of all orbits,
+    for one space group; () for any.
     """
 
     num_atoms: int
@@ -75,8 +58,11 @@ class Wanted:
     space_groups: frozenset[int] = field(default_factory=frozenset)
     elements: tuple[int, ...] = ()
     subsystems: bool = False
+    sites: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.sites and len(self.space_groups) != 1:
+            raise ConfigError(f"gene: sites {self.sites} are of one space group, got {len(self.space_groups)}")
         if self.formula and sum(count for _, count in self.formula) != self.num_atoms:
             raise ConfigError(f"gene: formula {self.formula} does not have {self.num_atoms} atoms")
 
@@ -91,6 +77,10 @@ class Wanted:
         return [group for group in asked if self._fits(group)]
 
     def _fits(self, group: int) -> bool:
+        if self.sites:
+            sizes = multiplicities(group)
+            same = self.sites[-1] < len(sizes) and sum(sizes[site] for site in self.sites) == self.num_atoms
+            return same and bool(State.start(self, group).choices())
         if self.formula:
             return fits(group, 0, 0, tuple(sorted(count for _, count in self.formula)))
         size = max(32, 1 << self.num_atoms.bit_length())
@@ -130,6 +120,34 @@ class State:
 
     def choices(self) -> dict[int, int]:
         """Return the elements that may come next, and for each the set of sites that it may be put on."""
+        found = self._choices()
+        if not self.wanted.sites:
+            return found
+        kept = {element: self._of_asked_sites(element, sites) for element, sites in found.items()}
+        return {element: sites for element, sites in kept.items() if sites}
+
+    def _of_asked_sites(self, element: int, sites: int) -> int:
+        """Return those of a set of sites that an element may come on, so that all sites asked for are used."""
+        left = sites_left(self.wanted.sites, [site for _, site in self.pairs])
+        new = not self.pairs or self.pairs[-1][0] != element
+        place = self.place + new
+        allowed = 0
+        for site in set(left):
+            if not sites >> site & 1:
+                continue
+            after = sites_left(left, [site])
+            if self.wanted.formula:
+                need = (self.wanted.formula[place][1] if new else self.need) - multiplicities(self.group)[site]
+                needs = (need, *(count for _, count in self.wanted.formula[place + 1 :]))
+                fit = sites_fit_formula(self.group, after, site, needs)
+            else:
+                required = self.wanted.required
+                later = max(0, required - place - 1)
+                fit = sites_fit(after, site, later, more=later > 0 or (not required and bool(self._after(element))))
+            allowed |= fit << site
+        return allowed
+
+    def _choices(self) -> dict[int, int]:
         if self.left == 0:
             return {}
         if self.wanted.formula:
@@ -248,7 +266,7 @@ def group_mask(wanted: Sequence[Wanted]) -> Bool[Tensor, "B 230"]:
                 raise ConfigError(
                     f"no crystal with {entry.num_atoms} atoms in the primitive cell can be like that: formula "
                     f"{entry.formula or 'any'}, elements {entry.elements or 'any'}, space groups "
-                    f"{sorted(entry.space_groups) or 'any'}"
+                    f"{sorted(entry.space_groups) or 'any'}, Wyckoff sites {letters(entry.sites) or 'any'}"
                 )
             known[entry] = torch.zeros(NUM_SPACE_GROUPS, dtype=torch.bool)
             known[entry][torch.tensor(groups) - 1] = True

@@ -6,6 +6,7 @@ any other as many as one likes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 from crystalvae.data.symmetric.tables import space_group_tables
@@ -131,3 +132,37 @@ def _ways(group: int, used: int, lowest: int, need: int) -> frozenset[int]:
                     grown.append((chosen, total + count * size))
         choices = grown
     return frozenset(taken for taken, total in choices if free >> (need - total) & 1)
+
+
+def sites_left(sites: tuple[int, ...], taken: Sequence[int]) -> tuple[int, ...]:
+    """Return sites, each as often as it is asked for, without those that are taken; in order."""
+    left = list(sites)
+    for site in taken:
+        if site in left:
+            left.remove(site)
+    return tuple(left)
+
+
+def sites_fit(left: tuple[int, ...], lowest: int, later: int, *, more: bool) -> bool:
+    """Return whether the sites left, in order, can be shared out, the element at hand taking some from `lowest` on.
+
+    `later` elements must follow, with a site each; only where there is `more` can there be any.
+    """
+    if len(left) < later:
+        return False
+    return more or not left or left[0] >= lowest
+
+
+@cache
+def sites_fit_formula(group: int, left: tuple[int, ...], lowest: int, needs: Needs) -> bool:
+    """Return whether the sites left can hold exactly `needs` atoms of each element, the first from `lowest` on."""
+    if not needs:
+        return not left
+    if needs[0] == 0:
+        return sites_fit_formula(group, left, 0, needs[1:])
+    sizes = multiplicities(group)
+    return any(
+        sites_fit_formula(group, sites_left(left, [site]), site, (needs[0] - sizes[site], *needs[1:]))
+        for site in set(left)
+        if site >= lowest and sizes[site] <= needs[0]
+    )

@@ -16,12 +16,12 @@ from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.symmetric.projection import AtomSites, project
 from crystalvae.errors import ConfigError
 from crystalvae.prior_module.analogues import Analogues
+from crystalvae.prior_module.asked_symmetry import asked_sites, asked_space_groups
 from crystalvae.prior_module.conditioned_genes import ConditionedGenes
 from crystalvae.prior_module.element_similarity import ElementSimilarity
 from crystalvae.prior_module.gene_drawing import GeneDrawer
 from crystalvae.prior_module.gene_lookup import GeneLookup
 from crystalvae.prior_module.gene_ranker import GeneRanker
-from crystalvae.prior_module.gene_steps import asked_space_groups
 from crystalvae.prior_module.genes import Genes
 from crystalvae.prior_module.hints import Hints
 from crystalvae.prior_module.latent_flow import LatentFlow
@@ -110,6 +110,7 @@ class SymmetricFlow(LatentFlow):
         """Raise `ConfigError` for a temperature, options of the sampler and space groups that cannot be."""
         self.check_sampler(options)
         _ = asked_space_groups(space_group=options.space_group, crystal_system=options.crystal_system)
+        _ = asked_sites(options.space_group, options.wyckoff)
 
     def draw(self, crystals: CrystalBatch, *, options: DrawOptions, generator: torch.Generator) -> Drawn:  # noqa: ARG002
         """Raise `ConfigError`: estimates go through the VAE, in `draw_through`."""

@@ -27,7 +27,8 @@ class DrawOptions:
     which do unless `chemical_system_subsets` (where the VAE decodes elements itself, they need not). `sampler`: changes
     to the default options of a learned prior.
 
-    `space_group` (1 to 230) and `crystal_system` are met by construction, by priors that say space groups first.
+    `space_group` (1 to 230), `crystal_system` and `wyckoff`, the letters of all orbits of a `space_group`, are met by
+    construction, by priors that say space groups first.
 
     Raises `ConfigError` naming what cannot be.
     """
@@ -39,6 +40,7 @@ class DrawOptions:
     sampler: Mapping[str, Any] | None = None
     space_group: int | None = None
     crystal_system: str | None = None
+    wyckoff: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature)
@@ -72,7 +74,7 @@ class DrawOptions:
     @property
     def needs_genes(self) -> list[str]:
         """Names of the options given that only a prior that says space groups has an answer to."""
-        return [name for name in ("space_group", "crystal_system") if getattr(self, name) is not None]
+        return [name for name in ("space_group", "crystal_system", "wyckoff") if getattr(self, name) is not None]
 
 
 @dataclass(frozen=True, eq=False)
