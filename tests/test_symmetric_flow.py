@@ -277,6 +277,14 @@ def test_sites_asked_for_are_met():
         assert found_groups(crystals) == [225] * 12
 
 
+def test_a_formula_comes_in_the_sizes_that_its_symmetry_allows():
+    crystals = draw(model(), composition="NaCl", space_group=225)  # orbits have 1, 1, 2, 6 or more atoms
+    assert crystals.num_atoms.tolist() == [2, 4, 12, 14] * 3
+    assert found_groups(crystals) == [225] * len(crystals)
+    with pytest.raises(ConfigError, match="composition=NaCl: no crystal of the sizes seen in training can have"):
+        draw(model(), composition="NaCl", space_group=225, wyckoff="a")
+
+
 def test_structures_of_a_formula_have_its_atoms_and_different_genes():
     crystals = draw(model(), number=6, composition="NaCl", formula_units=2)
     genes = Genes.of(crystals).to_list()

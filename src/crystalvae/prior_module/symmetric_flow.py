@@ -155,6 +155,10 @@ class SymmetricFlow(LatentFlow):
         )
         return Drawn(latents, placed, symmetric=True, redraws=sampler.redraws)
 
+    def possible(self, atomic_numbers: Sequence[int], options: DrawOptions) -> bool:
+        """Say whether atoms of these elements can be in the space groups and on the sites asked for."""
+        return self._genes().possible(atomic_numbers, options)
+
     def size_weights(self, sizes: Sequence[int], options: DrawOptions) -> Float[Tensor, "S"]:
         """Return how likely what is asked for is for each number of atoms (`GeneDrawer`)."""
         return self._genes().size_weights(sizes, options)
