@@ -280,7 +280,7 @@ def test_sites_asked_for_are_met():
 def test_a_formula_comes_in_the_sizes_that_its_symmetry_allows():
     crystals = draw(model(), composition="NaCl", space_group=225)  # orbits have 1, 1, 2, 6 or more atoms
     assert crystals.num_atoms.tolist() == [2, 4, 12, 14] * 3
-    assert found_groups(crystals) == [225] * len(crystals)
+    assert {group for group, _ in Genes.of(crystals).to_list()} == {225}
     with pytest.raises(ConfigError, match="composition=NaCl: no crystal of the sizes seen in training can have"):
         draw(model(), composition="NaCl", space_group=225, wyckoff="a")
 
