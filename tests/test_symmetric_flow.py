@@ -320,6 +320,13 @@ def test_a_trusted_model_is_what_comes_out():
     assert bool(there.any())
     assert not bool(there.all())
     assert not torch.allclose(latents[~there], hints.latents[~there], atol=0.1)
+    # What is not drawn would have come out of the solver just so.
+    sampler, generator = module.prior.sampler_options(options.sampler), torch.Generator().manual_seed(0)
+    shape = hints.latents.shape
+    solved = module.prior.sample_latents(
+        given, {}, options=sampler, noise=lambda: torch.randn(shape, generator=generator), hints=hints
+    )
+    torch.testing.assert_close(module.prior.standardize(solved)[there], hints.latents[there], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
