@@ -27,7 +27,7 @@ demo: install
 	$(BIN)/python -c "import shutil; shutil.rmtree('$(DEMO)', ignore_errors=True)"
 	$(BIN)/crystalvae train-vae experiment=prototypes/vae_dng output_dir=$(DEMO)
 	$(BIN)/crystalvae evaluate ckpt_path=$(DEMO)/checkpoints/best.ckpt split=val num_crystals=500 output_dir=$(DEMO)/reconstruction
-	$(BIN)/crystalvae sample ckpt_path=mp20-small num_samples=100 output_dir=$(DEMO)/crystals
+	$(BIN)/crystalvae sample num_samples=100 output_dir=$(DEMO)/crystals
 	$(BIN)/crystalvae evaluate generated=$(DEMO)/crystals data=prototypes coverage.structure=0.4 coverage.composition=10 output_dir=$(DEMO)/evaluation
 	@echo "demo: a small VAE trained in $(DEMO)/ (its reconstructions: $(DEMO)/reconstruction/report.html)"
 	@echo "      100 new crystals of the bundled model: $(DEMO)/crystals/*.cif; their report: $(DEMO)/evaluation/report.html"

@@ -16,7 +16,7 @@ from tests.samples import rock_salt_and_friends
 
 def test_sample_gives_the_crystals_of_the_command():
     crystals = crystalvae.sample(3, seed=1)
-    again = VAEModule.load_from_checkpoint("mp20-small").sample(3, generator=torch.Generator().manual_seed(1))
+    again = VAEModule.load_from_checkpoint("mp20-symmetric-small").sample(3, generator=torch.Generator().manual_seed(1))
     assert isinstance(crystals, CrystalBatch)
     assert len(crystals) == 3
     assert torch.equal(crystals.atom_types, again.atom_types)

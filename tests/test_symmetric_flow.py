@@ -277,6 +277,14 @@ def test_sites_asked_for_are_met():
         assert found_groups(crystals) == [225] * 12
 
 
+def test_a_formula_comes_in_the_sizes_that_its_symmetry_allows():
+    crystals = draw(model(), composition="NaCl", space_group=225)  # orbits have 1, 1, 2, 6 or more atoms
+    assert crystals.num_atoms.tolist() == [2, 4, 12, 14] * 3
+    assert {group for group, _ in Genes.of(crystals).to_list()} == {225}
+    with pytest.raises(ConfigError, match="composition=NaCl: no crystal of the sizes seen in training can have"):
+        draw(model(), composition="NaCl", space_group=225, wyckoff="a")
+
+
 def test_structures_of_a_formula_have_its_atoms_and_different_genes():
     crystals = draw(model(), number=6, composition="NaCl", formula_units=2)
     genes = Genes.of(crystals).to_list()
@@ -312,6 +320,13 @@ def test_a_trusted_model_is_what_comes_out():
     assert bool(there.any())
     assert not bool(there.all())
     assert not torch.allclose(latents[~there], hints.latents[~there], atol=0.1)
+    # What is not drawn would have come out of the solver just so.
+    sampler, generator = module.prior.sampler_options(options.sampler), torch.Generator().manual_seed(0)
+    shape = hints.latents.shape
+    solved = module.prior.sample_latents(
+        given, {}, options=sampler, noise=lambda: torch.randn(shape, generator=generator), hints=hints
+    )
+    torch.testing.assert_close(module.prior.standardize(solved)[there], hints.latents[there], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ LABELS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 def main() -> None:
     """Sample and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ckpt", default="mp20-small")
+    parser.add_argument("--ckpt", default="mp20-symmetric-small")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("crystals.png"))
     options = parser.parse_args()

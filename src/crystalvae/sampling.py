@@ -22,7 +22,7 @@ from crystalvae.vae_module.atom_counts import seen_atom_counts
 from crystalvae.vae_module.conditions.embedder import ConditionEmbedder
 from crystalvae.vae_module.conditions.values import ELEMENTS
 from crystalvae.vae_module.draw_crystals import Spread, one_by_one
-from crystalvae.vae_module.latent_source import DrawOptions, LearnedPrior
+from crystalvae.vae_module.latent_source import DrawOptions, GeneSource, LearnedPrior
 from crystalvae.vae_module.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,8 @@ class SampleRequest(DrawOptions):
 
     `num_atoms` per cell: one number, a list with one for each crystal, or None: drawn from those of the training set.
     For models that predict structures, `composition` is a formula; cells hold `formula_units` of it, or, where that is
-    None, one after the other all numbers of them that fit the sizes seen in training. `batch_size` crystals are drawn
-    at once, with random numbers that follow from `seed`.
+    None, one after the other all numbers of them that fit the sizes seen in training (and the symmetry asked for).
+    `batch_size` crystals are drawn at once, with random numbers that follow from `seed`.
 
     Raises `ConfigError` naming what cannot be, whatever the model.
     """
@@ -141,6 +141,11 @@ def _composition_template(module: VAEModule, request: SampleRequest, formula: st
         _warn_unseen({sizes[0] * len(unit)}, seen)
     else:
         sizes = list(range(1, max(seen, default=0) // len(unit) + 1)) or [1]
+        if request.needs_genes and isinstance(module.source, GeneSource):
+            sizes = [size for size in sizes if module.source.possible(unit * size, request)]
+            if not sizes:
+                asked = ", ".join(f"{name}={getattr(request, name)}" for name in request.needs_genes)
+                raise ConfigError(f"composition={formula}: no crystal of the sizes seen in training can have {asked}")
         _warn_unseen({size * len(unit) for size in sizes} if sizes == [1] else set(), seen)
     chosen = [sizes[index % len(sizes)] for index in range(request.number)]
     atoms = [number for size in chosen for number in sorted(unit * size)]

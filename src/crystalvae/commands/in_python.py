@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     Structures = CrystalBatch | Structure | Atoms | Sequence[Structure] | Sequence[Atoms] | Path | str
 
-PRIOR, VAE = "mp20-small", "mp20-vae-small"
+PRIOR, VAE = "mp20-symmetric-small", "mp20-vae-small"
 """The bundled models: with a learned prior, for sampling; without, for reconstruction and embeddings."""
 
 

@@ -73,6 +73,10 @@ class GeneDrawer:
             },
         )
 
+    def possible(self, atomic_numbers: Sequence[int], options: DrawOptions) -> bool:
+        """Say whether atoms of these elements can be in the space groups and on the sites asked for."""
+        return bool(self._of_formula(atomic_numbers, options).groups())
+
     def size_weights(self, sizes: Sequence[int], options: DrawOptions) -> Float[Tensor, "S"]:
         """Return p(space groups asked for | number of atoms) for each size, 0 where there is no such crystal."""
         groups = asked_space_groups(space_group=options.space_group, crystal_system=options.crystal_system)
@@ -95,15 +99,18 @@ class GeneDrawer:
             return [self._of_size(size, options) for size in crystals.num_atoms.tolist()]
         if bool(unknown.any()):
             raise ConfigError("composition: some atoms have element 0; expected elements for all atoms, or for none")
-        groups = asked_space_groups(space_group=options.space_group, crystal_system=options.crystal_system)
         parts = crystals.atom_types.cpu().split(crystals.num_atoms.tolist())
         allowed = None if options.elements is None else set(options.elements)
         if allowed is not None and not set(crystals.atom_types.tolist()) <= allowed:
             raise ConfigError(
                 "composition and chemical_system exclude each other: the composition has elements outside the system"
             )
+        return [self._of_formula(part.tolist(), options) for part in parts]
+
+    def _of_formula(self, atomic_numbers: Sequence[int], options: DrawOptions) -> Wanted:
+        groups = asked_space_groups(space_group=options.space_group, crystal_system=options.crystal_system)
         sites = asked_sites(options.space_group, options.wyckoff)
-        return [Wanted(len(part), formula_of(part.tolist()), groups, sites=sites) for part in parts]
+        return Wanted(len(atomic_numbers), formula_of(atomic_numbers), groups, sites=sites)
 
     def _of_size(self, size: int, options: DrawOptions) -> Wanted:
         groups = asked_space_groups(space_group=options.space_group, crystal_system=options.crystal_system)

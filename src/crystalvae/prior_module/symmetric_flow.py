@@ -19,6 +19,7 @@ from crystalvae.prior_module.analogues import Analogues
 from crystalvae.prior_module.asked_symmetry import asked_sites, asked_space_groups
 from crystalvae.prior_module.conditioned_genes import ConditionedGenes
 from crystalvae.prior_module.element_similarity import ElementSimilarity
+from crystalvae.prior_module.flow import SamplerOptions
 from crystalvae.prior_module.gene_drawing import GeneDrawer
 from crystalvae.prior_module.gene_lookup import GeneLookup
 from crystalvae.prior_module.gene_ranker import GeneRanker
@@ -140,12 +141,37 @@ class SymmetricFlow(LatentFlow):
         elif sampler.analogues == "none":
             chosen = torch.full((len(placed),), torch.nan)
         hints = self.hints(placed, vae, noise=chosen)
+        latents = hints.latents * self.latent_std + self.latent_mean
+        # Where the last estimate is the known crystal, so is the result: nothing has to be drawn.
+        settled = sampler.trust > sampler.times()[-2]
+        rows = (hints.elements[placed.ptr[:-1]] == 0).nonzero()[:, 0] if settled else torch.arange(len(placed))
+        if len(rows):
+            atoms = torch.isin(placed.batch, rows.to(placed.device))
+            part = placed[rows]
+            latents[atoms] = self._drawn(
+                vae,
+                part,
+                {name: given[rows] for name, given in values.items()},
+                Hints(AtomSites.of(part), hints.latents[atoms], hints.elements[atoms], hints.distance[rows]),
+                sampler,
+                generator,
+            )
+        return Drawn(latents, placed, symmetric=True, redraws=sampler.redraws)
 
+    def _drawn(
+        self,
+        vae: Autoencoder,
+        placed: CrystalBatch,
+        values: Values,
+        hints: Hints,
+        sampler: SamplerOptions,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "N L"]:
         def projected(clean: Float[Tensor, "N L"]) -> Float[Tensor, "N L"]:
             found = vae.to_crystals(vae.decode(clean * self.latent_std + self.latent_mean, placed), placed)
             return self.standardize(vae.encode(project(found, hints.sites)).mode())
 
-        latents = self.sample_latents(
+        return self.sample_latents(
             placed,
             values,
             options=sampler,
@@ -153,7 +179,10 @@ class SymmetricFlow(LatentFlow):
             hints=hints,
             projected=projected if sampler.projection else None,
         )
-        return Drawn(latents, placed, symmetric=True, redraws=sampler.redraws)
+
+    def possible(self, atomic_numbers: Sequence[int], options: DrawOptions) -> bool:
+        """Say whether atoms of these elements can be in the space groups and on the sites asked for."""
+        return self._genes().possible(atomic_numbers, options)
 
     def size_weights(self, sizes: Sequence[int], options: DrawOptions) -> Float[Tensor, "S"]:
         """Return how likely what is asked for is for each number of atoms (`GeneDrawer`)."""

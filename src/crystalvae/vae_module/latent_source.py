@@ -154,6 +154,10 @@ class GeneSource(LatentSource, Protocol):
         """Draw latents for crystals with space groups and sites."""
         ...
 
+    def possible(self, atomic_numbers: Sequence[int], options: DrawOptions) -> bool:
+        """Say whether atoms of these elements can be a crystal of the symmetry asked for."""
+        ...
+
     def size_weights(self, sizes: Sequence[int], options: DrawOptions) -> Float[Tensor, "S"]:
         """Return how likely the space groups asked for are for each number of atoms."""
         ...
