@@ -74,6 +74,7 @@ print(torch._dynamo.utils.counters["stats"]["unique_graphs"], "graphs")
 """
 
 
+@pytest.mark.slow
 def test_compiled_layers_train_as_before() -> None:
     # In a process of its own: the suite's checks of annotations are nothing that can be compiled.
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}

@@ -19,6 +19,7 @@ from crystalvae.errors import ConfigError
 from crystalvae.sampling import SampleRequest
 from crystalvae.vae_module import VAEModule
 from tests.samples import assert_same_crystals, tiny_module, tiny_prior
+from tests.test_commands import in_process
 
 SIZES = [3, 1, 7, 2, 2, 5, 4, 1, 3]
 
@@ -66,17 +67,18 @@ def test_half_of_torchruns_variables_are_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_torchrun_writes_the_files_of_one_process(tmp_path: Path) -> None:
     tiny_module().save_checkpoint(tmp_path / "model.ckpt")
-    sample = [str(REPOSITORY / "src" / "sample.py"), "ckpt_path=model.ckpt", "num_samples=9", "batch_size=2"]
-    sample += ["num_atoms=[3,1,7,2,2,5,4,1,3]", "device=cpu"]
+    options = ["ckpt_path=model.ckpt", "num_samples=9", "batch_size=2"]
+    options += ["num_atoms=[3,1,7,2,2,5,4,1,3]", "device=cpu"]
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run += [str(REPOSITORY / "src" / "sample.py")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for start, folder in (([sys.executable], "one"), (run, "two")):
-        done = subprocess.run(
-            [*start, *sample, f"output_dir={folder}"],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=240,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.count("crystals in") == 1
+    assert "crystals in" in in_process("sample", *options, "output_dir=one", cwd=tmp_path)
+    done = subprocess.run(
+        [*run, *options, "output_dir=two"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("crystals in") == 1
     names = sorted(path.name for path in (tmp_path / "one").iterdir() if path.name != "samples.json")
     assert len(names) == 10
     assert names == sorted(path.name for path in (tmp_path / "two").iterdir() if path.name != "samples.json")

@@ -22,7 +22,7 @@ from crystalvae.evaluation.stability.potentials import Potential
 from crystalvae.evaluation.stability.relaxation import Relaxation, relax
 from crystalvae.evaluation.stability.section import StabilitySettings, stability_section
 from tests.conftest import REPOSITORY
-from tests.test_commands import command
+from tests.test_commands import in_process, table  # noqa: F401  table is a fixture
 from tests.test_stability import AG, AU, CL, CU, EMT, FCC, NA, RUNNER, fcc, generated, known
 
 OTHER = Potential.from_config(
@@ -163,15 +163,15 @@ def test_energies_of_one_potential_do_not_judge_another():
 # ---- as a user asks for it ------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_relaxed_crystals_with_their_energies(tmp_path: Path):
+def test_the_command_writes_relaxed_crystals_with_their_energies(table: Path, tmp_path: Path):  # noqa: F811
     ase.io.write(
         tmp_path / "mine.extxyz",
         [*known()[[0, 2]].to_atoms(), *CrystalBatch.from_arrays([fcc([26] * 4, 3.6)]).to_atoms()],
     )
     hull = [{"composition": "Cu", "energy": 0.0}, {"composition": "Au", "energy": 0.0}]
     write(tmp_path / "entries.json", hull)
-    command(
-        "evaluate", "generated=mine.extxyz", "data=prototypes", "data.source.num_crystals=60", "sections=[stability]",
+    in_process(
+        "evaluate", "generated=mine.extxyz", "data=table", f"data.source.data_dir={table}", "sections=[stability]",
         "potential=emt", "stability.hull=entries.json", "reference=null", "stability.sample=0", "n_jobs=1",
         "output_dir=out", cwd=tmp_path,
     )  # fmt: skip
