@@ -33,7 +33,6 @@ from crystalvae.vae_module import VAEModule
 from crystalvae.vae_module.decoders.transformer import DecodedCrystals
 from tests.published import PublishedVAE, save_published
 from tests.samples import assert_same_crystals, random_crystals, tiny_module, tiny_prior
-from tests.test_commands import in_process
 
 ATOL = 2e-5
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -382,6 +381,8 @@ def test_trust_is_for_what_is_inside_and_for_whole_names(without_type_checks: No
 
 def test_commands_load_parts_from_elsewhere_where_they_are_trusted(tmp_path: Path) -> None:
     """The command in a process of its own, as `trusted_targets` is read where commands start."""
+    from tests.test_commands import in_process  # that process imports this module, without pytest's path
+
     tiny = {**tiny_module().config["encoder"]}
     decoder = {"_target_": "tests.test_checkpoint.HomeMadeDecoder", "d_model": 16}
     with trusting(["tests.test_checkpoint."]):
