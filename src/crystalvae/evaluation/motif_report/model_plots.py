@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from crystalvae.evaluation.report.style import GENERATED, INK, Plot, finish, new_figure
+from crystalvae.evaluation.report.style import GENERATED, INK, Plot, finish, legend, new_figure
 from crystalvae.sequence_module.generated_files import Forecast
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _LINES = {
     "ar1": ("AR(1) of each feature", "#1b9e77", "--"),
     "mean": ("training mean", "#7a5bb5", ":"),
 }
-_LOGGED = ("loss", "mse", "reconstruction", "future", "kl", "cluster")
+_LOGGED = ("loss", "reconstruction", "future", "kl", "cluster")
 
 
 def reconstruction_plot(forecast: Forecast, names: list[str]) -> Plot:
@@ -100,15 +100,13 @@ def training_plot(training: pd.DataFrame) -> Plot:
                 axes.plot(values.index, values, color=colour, label=split, linewidth=1.3)
         axes.set(title=name, xlabel="epoch", yscale="log" if _positive(training, name) else "linear")
         _shade_annealing(axes, training)
-    panels[0].legend(fontsize=7.5, loc="best")
+    legend(panels[-1])
     return finish(
         figure,
         name="training",
         title="Training",
-        caption="The loss and its parts, unweighted, over epochs; mse is that of reconstruction, for each feature and "
-        "frame. With reduction=sum, reconstruction and future add up a batch: train and val then differ as their batch "
-        "sizes do, and only mse compares. Grey: epochs in which KL and cluster loss do not weigh fully yet; no model "
-        "is kept as the best there.",
+        caption="Parts of the loss, unweighted, over epochs. Grey: epochs in which KL and cluster loss do not weigh "
+        "fully yet; no model is kept as the best there.",
         wide=True,
     )
 

@@ -17,7 +17,6 @@ MOST_TIMELINES = 4
 WEAK = 0.02
 """Switches less probable than this are not drawn."""
 _SOFT = "#5b6674"
-_BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
 
 
 def timeline_plot(findings: MotifFindings) -> Plot:
@@ -97,7 +96,7 @@ def transition_plot(findings: MotifFindings) -> Plot:
         axes.add_patch(arrow)
         sideways = np.array([direction[1], -direction[0]]) * -0.12
         x, y = 0.5 * (ends[0] + ends[1]) - sideways
-        axes.text(x, y, f"{chance:.2f}", fontsize=7, ha="center", va="center", color=_SOFT, bbox=_BEHIND)
+        axes.text(x, y, f"{chance:.2f}", fontsize=7, ha="center", va="center", color=_SOFT)
     for motif, (x, y) in enumerate(places):
         axes.add_patch(_disc((x, y), float(radii[motif]), colours[motif]))
         axes.text(x, y, str(motif), color="white", ha="center", va="center", fontweight="bold")
