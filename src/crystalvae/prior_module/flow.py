@@ -68,7 +68,8 @@ class SamplerOptions:
     crystals always are), and `analogues` says which training crystal with the same sites the flow is told: the nearest,
     one drawn by similarity, or none; up to time `trust` it is itself taken for the estimate, where there is one.
     Crystals with atoms closer than 0.7 of the sum of their covalent radii are drawn again, up to `redraws` times (those
-    for which elements or genes are proposed with new ones); what is too close even then stays.
+    for which elements or genes are proposed with new ones, those of formulas with genes not at all); what is too close
+    even then stays.
     """
 
     solver: Solver = "euler"

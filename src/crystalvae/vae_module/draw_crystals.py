@@ -13,6 +13,7 @@ from crystalvae.checks import check_count
 from crystalvae.data.batch import CrystalBatch
 from crystalvae.data.contacts import MIN_CONTACT, contacts
 from crystalvae.data.symmetric.projection import project
+from crystalvae.data.symmetric.source import SPACE_GROUP
 from crystalvae.errors import ConfigError
 from crystalvae.vae_module.decoders.heads import DecodedCrystals
 from crystalvae.vae_module.latent_source import DrawOptions, GeneSource, LatentSource
@@ -114,7 +115,11 @@ def draw_batch(
 def _draw_once(
     vae: CrystalVAE, source: LatentSource, asked: CrystalBatch, *, options: DrawOptions, generator: torch.Generator
 ) -> tuple[CrystalBatch, int]:
-    """Return crystals, and how often those with atoms too close are to be drawn again."""
+    """Return crystals, and how often those with atoms too close are to be drawn again: not where genes are given.
+
+    A gene that is wrong for its formula has short contacts however often it is drawn.
+    """
+    genes_given = SPACE_GROUP in asked.properties
     if isinstance(source, GeneSource):
         asked = source.propose(asked, options=options, generator=generator)
         drawn = source.draw_through(vae, asked, options=options, generator=generator)
@@ -129,7 +134,7 @@ def _draw_once(
     elif drawn.order is not None:
         order = drawn.order
         crystals = crystals.replace(atom_types=crystals.atom_types[order], frac_coords=crystals.frac_coords[order])
-    return crystals, drawn.redraws
+    return crystals, 0 if genes_given else drawn.redraws
 
 
 def only_elements(decoded: DecodedCrystals, elements: Sequence[int]) -> DecodedCrystals:
