@@ -25,6 +25,7 @@ from crystalvae.prior_module.genes import Genes
 from crystalvae.prior_module.hints import SymmetryEmbedder, cell_features, place_features
 from crystalvae.prior_module.latent_prior import LatentPrior
 from crystalvae.sampling import SampleRequest, sample
+from crystalvae.vae_module import draw_crystals
 from crystalvae.vae_module.latent_source import DrawOptions
 from tests.samples import tiny_prior, tiny_prior_config
 from tests.test_canonical import CRYSTALS
@@ -304,6 +305,18 @@ def test_symmetric_samples_are_a_function_of_the_seed_and_projection_matters():
     other = draw(module, sampler={"projection": False})
     assert torch.equal(first.properties[SPACE_GROUP], other.properties[SPACE_GROUP])
     assert not torch.allclose(first.lattices, other.lattices)
+
+
+def test_genes_of_formulas_are_not_drawn_again(monkeypatch: pytest.MonkeyPatch):
+    module = model()
+    calls: list[int] = []
+    drawn = module.prior.draw_through
+    monkeypatch.setattr(module.prior, "draw_through", lambda *a, **k: calls.append(1) or drawn(*a, **k))
+    monkeypatch.setattr(draw_crystals, "contacts", lambda crystals: np.zeros(len(crystals)))
+    for asked, expected in (({"num_atoms": 2}, 3), ({"composition": "NaCl", "formula_units": 1}, 1)):
+        calls.clear()
+        draw(module, 2, sampler={"redraws": 2}, **asked)
+        assert len(calls) == expected
 
 
 def test_a_trusted_model_is_what_comes_out():
